@@ -1,0 +1,110 @@
+"""Named tensors of a module: what is recorded, in which order, and a digest of their values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.types import LayerInfo, ModelSignature, WeightChange
+
+__all__ = [
+    "apply_change",
+    "change_norm",
+    "clone_parameters",
+    "float_buffers",
+    "model_signature",
+    "parameter_distance",
+    "parameter_norm",
+    "weights_digest",
+]
+
+
+def float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Floating-point buffers by name (BatchNorm's running statistics, not its batch counter)."""
+    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+
+
+def model_signature(module: nn.Module) -> ModelSignature:
+    """Names, shapes and dtypes of all parameters, then of all float buffers; tied parameters count once.
+
+    >>> [layer.name for layer in model_signature(nn.Linear(2, 1)).layers]
+    ['weight', 'bias']
+    """
+
+    def info(name: str, tensor: Tensor, buffer: bool) -> LayerInfo:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return LayerInfo(name, tuple(tensor.shape), dtype, "buffer" if buffer else "parameter")
+
+    parameters = [info(name, parameter, False) for name, parameter in module.named_parameters()]
+    return ModelSignature((*parameters, *(info(name, buffer, True) for name, buffer in float_buffers(module).items())))
+
+
+def clone_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A detached copy of every parameter, by name, on the module's own device and dtype."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+@torch.no_grad()
+def apply_change(module: nn.Module, change: WeightChange, *, scale: float = 1.0) -> None:
+    """Add `scale * change` to the named parameters or buffers, in place.
+
+    The sum is formed in the wider of the two dtypes and rounded once, so a float64 change loses nothing on the way.
+
+    Raises:
+        KeyError: a name is not a parameter or float buffer of the module; nothing was changed.
+    """
+    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
+    targets = {name: tensors[name] for name in change}
+    for name, target in targets.items():
+        delta = change[name].to(target.device)
+        wide = torch.promote_types(target.dtype, delta.dtype)
+        target.copy_(target.to(wide) + scale * delta.to(wide))
+
+
+def _l2(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(math.fsum(float(tensor.detach().double().square().sum()) for tensor in tensors))
+
+
+def parameter_norm(module: nn.Module) -> float:
+    """L2 norm of all parameters, accumulated in float64."""
+    return _l2(module.parameters())
+
+
+def change_norm(change: WeightChange) -> float:
+    """L2 norm of a change of weights, accumulated in float64.
+
+    >>> change_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    5.0
+    """
+    return _l2(change.values())
+
+
+def parameter_distance(module: nn.Module, reference: Mapping[str, Tensor]) -> float:
+    """L2 distance of the module's parameters to `reference`, paired by name, accumulated in float64."""
+    return _l2(
+        parameter.detach().double() - reference[name].to(parameter.device).double()
+        for name, parameter in module.named_parameters()
+    )
+
+
+@torch.no_grad()
+def weights_digest(module: nn.Module) -> str:
+    """Hex digest over the names, dtypes, shapes and bits of all parameters; buffers are left out.
+
+    Two modules have the same digest exactly when their parameters agree bit for bit, whatever the device.
+
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> _ = b.load_state_dict(a.state_dict())
+    >>> weights_digest(a) == weights_digest(b)
+    True
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(module.named_parameters()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
