@@ -1,0 +1,1 @@
+"""Callbacks of an ordinary Trainer: recording, grouping of batches."""

@@ -1,0 +1,1 @@
+"""Sample identity, grouping of batches, and the split into forget and retain data."""

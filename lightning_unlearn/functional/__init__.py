@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: no Trainer, no state."""
