@@ -1,0 +1,12 @@
+"""Metrics for unlearning: thin torchmetrics classes over `functional`, one family a file.
+
+Beside `higher_is_better`, every class declares `target`: `"high"`, `"low"`, or `"retrained"` where the right value is
+that of a retrained model and not an extreme.
+"""
+
+from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
+from lightning_unlearn.metrics.membership import LossThresholdAttack
+from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
+from lightning_unlearn.metrics.verification_error import VerificationError
+
+__all__ = ["JSToReference", "KLToReference", "LossThresholdAttack", "UnlearningMetrics", "VerificationError"]
