@@ -37,6 +37,7 @@ __all__ = [
     "UnlearningHost",
     "UnlearningMethod",
     "WeightEdit",
+    "as_loss",
 ]
 
 Guarantee: TypeAlias = Literal["exact", "approximate", "heuristic"]

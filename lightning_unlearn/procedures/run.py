@@ -1,0 +1,325 @@
+"""One forgetting pass: plan, edit or train, re-estimate BatchNorm, repair, probe, and roll back what went wrong.
+
+Everything that can be refused is refused before a weight, a store or a ledger changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from lightning import LightningModule, seed_everything
+
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.data.datamodule import UnlearningDataModule
+from lightning_unlearn.deltas.accumulate import accumulate
+from lightning_unlearn.deltas.ledger import DeletionLedger
+from lightning_unlearn.deltas.plan import DeletionPlan
+from lightning_unlearn.deltas.request import DeletionRequest
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnlearningWarning
+from lightning_unlearn.methods.base import (
+    EditContext,
+    LossMethod,
+    Procedure,
+    ProcedureContext,
+    Requirement,
+    UnlearningMethod,
+    WeightEdit,
+)
+from lightning_unlearn.modules.probe import reestimate
+from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from lightning_unlearn.procedures.guards import (
+    ProbeThresholds,
+    check_finite,
+    judge_probe,
+    nonfinite_parameters,
+    warn_if_unchanged,
+)
+from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
+from lightning_unlearn.procedures.probes import probe
+from lightning_unlearn.procedures.trainers import TrainerSource
+from lightning_unlearn.results import StageResult
+from lightning_unlearn.utilities.checks import check_choice, expected
+from lightning_unlearn.utilities.parameters import (
+    apply_change,
+    clone_parameters,
+    float_buffers,
+    parameter_distance,
+    parameter_norm,
+    weights_digest,
+)
+
+__all__ = ["BatchNormPolicy", "PassSettings", "run_pass"]
+
+BatchNormPolicy: TypeAlias = Literal["reestimate", "keep", "subtract"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassSettings:
+    """How a pass is run, whatever the method.
+
+    Attributes:
+        batch_norm: `"reestimate"` running statistics on retain data after an edit, `"keep"` them, or `"subtract"`
+            their recorded changes (the store must hold buffers).
+        seed: Seeds everything before each stage that draws; `None` leaves the random state alone.
+        force: Carry out a plan that refuses, and keep a model that the probe calls collapsed.
+        probe_samples: Retain samples in a probe; 0 switches probes (and the rollback) off.
+        thresholds: When a probe warns and rolls back.
+        sample_id: As given to the recorder, to record a repair with ids from the batch.
+        sample_keys: As given to the recorder.
+        adapter: `(module, batch) -> (logits, targets)` for modules whose batches are not `(x, y)`.
+    """
+
+    batch_norm: BatchNormPolicy = "reestimate"
+    seed: int | None = None
+    force: bool = False
+    probe_samples: int = 1000
+    thresholds: ProbeThresholds = field(default_factory=ProbeThresholds)
+    sample_id: Any = None
+    sample_keys: Any = None
+    adapter: Callable[[LightningModule, Any], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("batch_norm", self.batch_norm, ("reestimate", "keep", "subtract"))
+
+
+def run_pass(
+    model: LightningModule,
+    request: DeletionRequest,
+    *,
+    method: UnlearningMethod,
+    data: UnlearningDataModule,
+    store: DeltaStore | None,
+    ledger: DeletionLedger | None,
+    trainers: TrainerSource,
+    then: LossMethod | None,
+    settings: PassSettings,
+) -> UnlearningResult:
+    """Run one pass on a copy of `model`; see `unlearn` for what the arguments mean and what is raised."""
+    started = time.perf_counter()
+    method.check_requirements(available_requirements(data, store))
+    if then is not None:
+        then.check_requirements(available_requirements(data, store))
+    trainers.check_stages(int(not isinstance(method, WeightEdit)) + int(then is not None))
+    if store is not None:
+        store.check_model(model)
+    if settings.batch_norm == "subtract" and (store is None or store.settings.buffers != "record"):
+        raise MissingRequirementError(
+            expected("store", 'recorded with buffers="record" for batch_norm="subtract"', store and store.settings)
+        )
+    plan = make_plan(request, model, method, store, ledger)
+    if plan is not None and isinstance(method, WeightEdit):
+        plan.check(settings.force)
+    work = _Pass(copy.deepcopy(model), data, store, ledger, trainers, settings)
+    work.run(method, plan, then)
+    verdict = judge_probe(work.before, work.after, settings.thresholds)
+    broken = nonfinite_parameters(work.module)
+    if broken:
+        work.notes.append(f"Weights are not finite in {', '.join(broken[:5])}.")
+        verdict = "collapsed"
+    rolled_back = verdict == "collapsed" and not settings.force
+    if verdict != "fine":
+        work.notes.append(damage_sentence(work.before, work.after, rolled_back))
+        warnings.warn(work.notes[-1], UnlearningWarning, stacklevel=3)
+    if rolled_back:
+        work.withdraw()
+    return UnlearningResult(
+        model=copy.deepcopy(model) if rolled_back else work.module,
+        candidate=work.module if rolled_back else None,
+        method=method.name,
+        settings=method.settings,
+        plan=plan,
+        entry_id=None if rolled_back else work.entry_id,
+        stages=tuple(work.stages),
+        seconds=time.perf_counter() - started,
+        notes=tuple(work.notes),
+        leftovers=leftovers_of(store, plan),
+    )
+
+
+def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
+    """What is at hand for a method."""
+    present = set()
+    if data is not None:
+        present |= {Requirement.RETAIN_DATA, Requirement.FORGET_DATA}
+    if store is not None:
+        present |= {Requirement.DELTAS, Requirement.INITIAL_WEIGHTS}
+        if store.settings.is_dense:
+            present.add(Requirement.DENSE_DELTAS)
+    return present
+
+
+def make_plan(
+    request: DeletionRequest,
+    model: LightningModule,
+    method: UnlearningMethod,
+    store: DeltaStore | None,
+    ledger: DeletionLedger | None,
+) -> DeletionPlan | None:
+    """The plan for this method; `None` where there is no store to plan with."""
+    if store is None:
+        return None
+    if isinstance(method, WeightEdit):
+        return request.plan(store, model, scale=method.scale, keep=method.keep, ledger=ledger)
+    # A method that subtracts nothing runs on weights the store does not know as well (EMA, a later unrecorded fit).
+    if store.state_of(weights_digest(model)) is None:
+        return None
+    return request.plan(store, model, ledger=ledger)
+
+
+def damage_sentence(before: Mapping[str, float], after: Mapping[str, float], rolled_back: bool) -> str:
+    """What the probe saw, in one sentence."""
+
+    def text(item: Mapping[str, float]) -> str:
+        accuracy = f"accuracy {item['accuracy']:.1%}, " if "accuracy" in item else ""
+        return accuracy + (f"loss {item['loss']:.3f}" if "loss" in item else "no loss")
+
+    end = "The original model is returned unchanged." if rolled_back else "The damaged model is returned as asked."
+    if not rolled_back and judge_probe(before, after) == "warn":
+        end = "Consider a repair (`then=FineTune(max_steps=50)`)."
+    return f"Retain data before the pass: {text(before)}; after: {text(after)}. {end}"
+
+
+class _Pass:
+    """The state of one running pass: a private copy of the model and what was done to it."""
+
+    def __init__(
+        self,
+        module: LightningModule,
+        data: UnlearningDataModule,
+        store: DeltaStore | None,
+        ledger: DeletionLedger | None,
+        trainers: TrainerSource,
+        settings: PassSettings,
+    ) -> None:
+        self.module = module
+        self.data = data
+        self.store = store
+        self.ledger = ledger
+        self.trainers = trainers
+        self.settings = settings
+        self.stages: list[StageResult] = []
+        self.notes: list[str] = []
+        self.entry_id: str | None = None
+        self.recorded_from: int | None = None
+        self.before = self._probe()
+        self.after = self.before
+
+    def run(self, method: UnlearningMethod, plan: DeletionPlan | None, then: LossMethod | None) -> None:
+        if isinstance(method, WeightEdit):
+            self._stage(method.name, lambda: self._edit(method, plan))
+            if self.settings.batch_norm == "reestimate":
+                self._stage("batch_norm", lambda: self._reestimate())
+        elif isinstance(method, LossMethod):
+            self._stage(method.name, lambda: self._train(method))
+        elif isinstance(method, Procedure):
+            self._stage(method.name, lambda: self._procedure(method))
+        else:
+            raise TypeError(expected("method", "a WeightEdit, LossMethod or Procedure", method))
+        if then is not None:
+            self._stage(then.name, lambda: self._train(then))
+
+    def withdraw(self) -> None:
+        """Take the pass out of the store: the model it made is not the one that is returned."""
+        if self.ledger is not None and self.entry_id is not None:
+            if self.recorded_from is not None and self.store is not None:
+                self.store.drop_run(self.recorded_from)
+            self.ledger.withdraw(self.entry_id)
+
+    def _probe(self) -> Mapping[str, float]:
+        samples = self.settings.probe_samples
+        return probe(self.module, self.data.retain_loader(), samples, self.settings.adapter) if samples else {}
+
+    def _stage(self, name: str, work: Callable[[], int]) -> None:
+        if self.settings.seed is not None:
+            seed_everything(self.settings.seed, workers=True, verbose=False)
+        before = clone_parameters(self.module)
+        norm = parameter_norm(self.module)
+        started = time.perf_counter()
+        steps = work()
+        seconds = time.perf_counter() - started
+        change = parameter_distance(self.module, before) / norm if norm else 0.0
+        previous, self.after = self.after, self._probe()
+        self.stages.append(StageResult(name, seconds, steps, previous, self.after, change))
+
+    def _edit(self, method: WeightEdit, plan: DeletionPlan | None) -> int:
+        context = EditContext(self.module, plan, self.store, self.data, self.settings.seed)
+        change = method.compute_edit(context)
+        check_finite(change, method.name)
+        digest = weights_digest(self.module)
+        apply_change(self.module, change)
+        if self.settings.batch_norm == "subtract" and self.store is not None and plan is not None:
+            self._subtract_buffers(self.store, plan)
+        unchanged = warn_if_unchanged(digest, weights_digest(self.module), method.name)
+        if self.ledger is not None and plan is not None and not unchanged:
+            self.entry_id = self.ledger.record(plan, self.module, method=method.name, keep=method.keep).entry_id
+        return 0
+
+    def _subtract_buffers(self, store: DeltaStore, plan: DeletionPlan) -> None:
+        change = accumulate(store, plan.amounts, kinds=("buffer",))
+        apply_change(self.module, change, scale=-1.0)
+        for name, buffer in float_buffers(self.module).items():
+            if name.endswith("running_var"):
+                buffer.clamp_(min=0.0)
+
+    def _reestimate(self) -> int:
+        if not reestimate(self.module, self.data.retain_loader()):
+            self.notes.append("The module has no BatchNorm statistics to re-estimate.")
+        return 0
+
+    def _train(self, method: LossMethod) -> int:
+        wrapped = UnlearningModule(self.module, method)
+        limits: dict[str, Any] = {"max_steps": method.max_steps, "max_epochs": method.max_epochs}
+        limits = {key: value for key, value in limits.items() if value is not None}
+        trainer = self.trainers.make(
+            **limits, limit_val_batches=0, num_sanity_val_steps=0, callbacks=self._repair_recorder()
+        )
+        try:
+            trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
+            steps = int(trainer.global_step)
+        finally:
+            wrapped.unwrap()
+        if steps == 0:
+            raise LightningUnlearnError(
+                expected("trainer", f"running at least one step of {method.name}", "zero steps", "Check its limits.")
+            )
+        return steps
+
+    def _procedure(self, method: Procedure) -> int:
+        before = weights_digest(self.module)
+        trainers = []
+
+        def make(**overrides: Any) -> Any:
+            trainers.append(self.trainers.make(**overrides))
+            return trainers[-1]
+
+        self.module = method.run(ProcedureContext(self.module, self.data, make, self.store, self.settings.seed))
+        warn_if_unchanged(before, weights_digest(self.module), method.name)
+        return sum(int(trainer.global_step) for trainer in trainers)
+
+    def _repair_recorder(self) -> list[Any]:
+        """Record training steps of a pass as well: the retain samples in them may be asked for next."""
+        store = self.store
+        if store is None or store.state_of(weights_digest(self.module)) is None:
+            return []
+        identity = store.data.identity
+        needed = {"key": self.settings.sample_keys, "batch": self.settings.sample_id, "position": True}[identity]
+        if needed is None:
+            self.notes.append(
+                f"The repair was not recorded: the store identifies samples by {identity}, so pass the recorder's "
+                "`sample_keys` or `sample_id` to `unlearn`. Later requests will not recognise these weights."
+            )
+            warnings.warn(self.notes[-1], UnlearningWarning, stacklevel=2)
+            return []
+        self.recorded_from = store.n_steps
+        return [
+            DeltaRecorder.like(
+                store, kind="repair", sample_id=self.settings.sample_id, sample_keys=self.settings.sample_keys
+            )
+        ]

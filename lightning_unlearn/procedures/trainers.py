@@ -1,0 +1,112 @@
+"""Fresh Trainers for a pass, from whatever the user gave: arguments, a factory, or one unused Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from lightning import Callback, Trainer
+
+from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.utilities.checks import expected
+
+__all__ = ["TrainerArgument", "TrainerSource"]
+
+TrainerArgument: TypeAlias = Mapping[str, Any] | Callable[..., Trainer] | Trainer | None
+
+# A pass is an errand, not a training: it leaves no logs and no checkpoints unless the user asks for them.
+_QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_LIMITS = ("max_steps", "max_epochs", "min_steps", "min_epochs", "max_time")
+
+
+class TrainerSource:
+    """Makes one fresh Trainer per stage of a pass.
+
+    Args:
+        trainer: Arguments of `Trainer`, a callable that takes overriding keyword arguments and returns a fresh
+            Trainer, or one Trainer that was never run (good for one stage). `None` takes quiet defaults on one device.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: the Trainer has already run; it would run zero steps and change nothing.
+    """
+
+    def __init__(self, trainer: TrainerArgument) -> None:
+        if trainer is not None and not isinstance(trainer, (Mapping, Trainer)) and not callable(trainer):
+            raise TypeError(expected("trainer", "Trainer arguments, a factory or a fresh Trainer", trainer))
+        if isinstance(trainer, Trainer):
+            _check_fresh(trainer)
+        self._given = trainer
+        self._spent = False
+
+    @property
+    def arguments(self) -> Mapping[str, Any] | None:
+        """The user's Trainer arguments, where arguments were given."""
+        return self._given if isinstance(self._given, Mapping) else None
+
+    def check_stages(self, fits: int) -> None:
+        """Refuse before any work when one Trainer was given for several fits."""
+        if isinstance(self._given, Trainer) and fits > 1:
+            raise ValueError(
+                expected("trainer", f"arguments or a factory, for {fits} fits are planned", "one Trainer instance")
+            )
+
+    def make(self, *, callbacks: list[Callback] | None = None, **overrides: Any) -> Trainer:
+        """Build a fresh Trainer; `overrides` replace the user's arguments, `callbacks` are added to the user's.
+
+        Raises:
+            MissingRequirementError: a single Trainer instance was used up by an earlier stage, or a limit was asked
+                for that the given instance does not have.
+            ValueError: the factory returned a Trainer that has already run.
+        """
+        added = list(callbacks or [])
+        if isinstance(self._given, Trainer):
+            return self._once(self._given, added, overrides)
+        if self._given is None or isinstance(self._given, Mapping):
+            arguments = {**_QUIET, **({"devices": 1} if self._given is None else self._given)}
+            if any(overrides.get(key) is not None for key in _LIMITS):
+                # A limit for the pass replaces all of the training's limits.
+                arguments = {key: value for key, value in arguments.items() if key not in _LIMITS}
+            users = arguments.pop("callbacks", None) or []
+            users = [users] if isinstance(users, Callback) else list(users)
+            return Trainer(**{**arguments, **overrides}, callbacks=[*users, *added])
+        trainer = self._given(**overrides)
+        _check_fresh(trainer)
+        trainer.callbacks.extend(added)
+        return trainer
+
+    def _once(self, trainer: Trainer, added: list[Callback], overrides: Mapping[str, Any]) -> Trainer:
+        if self._spent:
+            raise MissingRequirementError(
+                expected("trainer", "arguments or a factory, for another fit is needed", "one Trainer, used already")
+            )
+        differing = {
+            key: value
+            for key, value in overrides.items()
+            if value is not None and key in ("max_steps", "max_epochs") and getattr(trainer, key) != value
+        }
+        if differing:
+            text = ", ".join(f"{key}={value}" for key, value in differing.items())
+            raise MissingRequirementError(
+                expected("trainer", f"built with {text}, or given as arguments or a factory", "a Trainer without it")
+            )
+        self._spent = True
+        trainer.callbacks.extend(added)
+        return trainer
+
+
+def _check_fresh(trainer: Trainer) -> None:
+    if trainer.global_step > 0 or trainer.current_epoch > 0 or trainer.state.finished:
+        raise ValueError(
+            expected(
+                "trainer",
+                "fresh",
+                f"a Trainer that has already run ({trainer.global_step} steps)",
+                "Pass the arguments of a Trainer as a dict, or a function that builds one.",
+            )
+        )
