@@ -89,7 +89,8 @@ class ProcedureContext:
     Attributes:
         module: A private copy of the trained module; the procedure may overwrite it.
         data: The split data.
-        make_trainer: Builds a fresh Trainer; keyword arguments override the user's.
+        make_trainer: Builds a fresh Trainer; keyword arguments override the user's, and `leave_out=positions` keeps
+            samples out of the batches of the training loader.
         store: The recorded deltas, `None` where there are none.
         seed: Seed of the run, `None` to draw from the current state.
     """

@@ -27,7 +27,8 @@ class Retrain(Procedure):
 
     With `order="same"` it is a *twin* of the original run wherever the order of the user's batches is fixed (by a
     seed and the epoch, or by the sampler): same initial weights, same batches, only the forgotten samples left out.
-    Weight distances mean something against a twin only. `order="fresh"` gives the retain data to a loader of its own.
+    Weight distances mean something against a twin only. `order="fresh"` gives the retain data to a loader of its own;
+    several processes need it.
 
     Args:
         module_factory: Builds the untrained module; by default the trained module with the store's initial weights.
@@ -75,7 +76,10 @@ class Retrain(Procedure):
             raise MissingRequirementError(f"Retrain needs {Requirement.INITIAL_WEIGHTS.value}.")
         if context.seed is not None:
             seed_everything(context.seed, workers=True, verbose=False)
-        context.make_trainer().fit(module, datamodule=context.data.for_retraining(self.order))
+        if self.order == "same":
+            context.make_trainer(leave_out=context.data.forget_positions).fit(module, datamodule=context.data.users_data)
+        else:
+            context.make_trainer().fit(module, datamodule=context.data.retain_only())
         return module
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from lightning import LightningModule, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.callbacks.leave_out import LeaveOut
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
@@ -293,10 +294,11 @@ class _Pass:
 
     def _procedure(self, method: Procedure) -> int:
         before = weights_digest(self.module)
-        trainers = []
+        trainers: list[Trainer] = []
 
-        def make(**overrides: Any) -> Any:
-            trainers.append(self.trainers.make(**overrides))
+        def make(*, leave_out: Collection[int] | None = None, **overrides: Any) -> Trainer:
+            callbacks = [] if leave_out is None else [LeaveOut(leave_out)]
+            trainers.append(self.trainers.make(callbacks=callbacks, **overrides))
             return trainers[-1]
 
         self.module = method.run(ProcedureContext(self.module, self.data, make, self.store, self.settings.seed))

@@ -1,0 +1,86 @@
+"""The command line: `lightning-unlearn demo`, `store info`, `store verify`, `methods`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from lightning_unlearn.demo.run import run_demo
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.exceptions import LightningUnlearnError
+from lightning_unlearn.methods import METHODS
+
+__all__ = ["main"]
+
+
+class StoreCommands:
+    """Look at a store of recorded deltas."""
+
+    def info(self, store: str) -> None:
+        """Say what a store holds: steps, deltas, size, identity of the samples, runs, model states, requests.
+
+        Args:
+            store: Path or URL.
+        """
+        table = Table(title=f"Store {store}", show_header=False, title_justify="left")
+        for label, value in DeltaStore.open(store).info().rows():
+            table.add_row(label, value)
+        Console().print(table)
+
+    def verify(self, store: str, repair: bool = False) -> None:
+        """Check every file and every step of a store; the exit status is 1 where something is damaged.
+
+        Args:
+            store: Path or URL.
+            repair: Drop the damaged steps, and only those, so that the store can be read again.
+        """
+        opened = DeltaStore.open(store)
+        report = opened.repair() if repair else opened.verify()
+        Console().print(report.summary(), highlight=False, markup=False)
+        if not report.ok and not repair:
+            raise SystemExit(1)
+
+
+def demo(output: Path = Path("unlearn_demo"), seeds: int = 3, workers: int = 2) -> None:
+    """Train, record, ask, forget and prove on scikit-learn's digits; writes report.json and report.html.
+
+    Args:
+        output: Folder for the report and the stores.
+        seeds: Independent repetitions, for the spread.
+        workers: Processes.
+    """
+    run_demo(output, seeds=seeds, workers=workers, console=Console())
+
+
+def methods() -> None:
+    """List the unlearning methods with their guarantee, cost and what they need."""
+    table = Table(title="Unlearning methods", title_justify="left")
+    for column in ("method", "guarantee", "cost", "needs", "source"):
+        table.add_column(column)
+    for name, cls in sorted(METHODS.items()):
+        needs = ", ".join(sorted(item.name.lower().replace("_", " ") for item in cls.requires)) or "nothing"
+        table.add_row(name, cls.guarantee, cls.cost, needs, cls.source)
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `lightning-unlearn`; errors of this package end it with one sentence and status 1."""
+    # Lightning announces devices and tips on every Trainer; a command's output is its own.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    commands: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+        "demo": demo,
+        "methods": methods,
+        "store": {"info": StoreCommands().info, "verify": StoreCommands().verify},
+    }
+    try:
+        auto_cli(commands, args=arguments, as_positional=True)
+    except LightningUnlearnError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        sys.exit(1)
