@@ -1,0 +1,332 @@
+"""The user's data, split by sample id: batches of `{"forget": ..., "retain": ...}` for a forgetting pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.data.splits import Positions, SampleKeys, check_splittable, split_positions, subset_loader
+from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
+from lightning_unlearn.types import Part, SampleId
+from lightning_unlearn.utilities.checks import check_choice, expected
+from lightning_unlearn.utilities.facade import check_shareable, facade_class, on_same_state
+
+__all__ = ["UnlearningDataModule"]
+
+_PARTS: tuple[Part, ...] = ("forget", "retain")
+_LOADER_KEYS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What one facade knows beyond the user's datamodule; `done` is shared by all facades on it."""
+
+    forget: tuple[SampleId, ...]
+    sample_keys: SampleKeys | None
+    parts: tuple[Part, ...]
+    seed: int | None
+    done: set[str] = field(default_factory=set)
+
+
+def _inherited(hook: Callable[..., Any], name: str) -> bool:
+    """Whether a bound hook is Lightning's own, so that the user has nothing there."""
+    return getattr(hook, "__func__", None) is getattr(LightningDataModule, name)
+
+
+class _UsersHook:
+    """A hook that runs on the user's own object, so the user's code never meets the names of the wrapper.
+
+    What is returned is the user's bound method (or the replacement that `from_datasets` puts on the instance), so
+    Lightning's question whether a hook is overridden is answered for the user.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: UnlearningDataModule | None, owner: type) -> Any:
+        if instance is None:
+            return getattr(LightningDataModule, self.name)
+        return self.adapted(instance, getattr(instance._users, self.name))
+
+    def __set__(self, instance: UnlearningDataModule, value: Any) -> None:
+        instance.__dict__[self.name] = value  # as if it were set on the user's object: the dict is theirs
+
+    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
+        return hook
+
+
+class _PartwiseHook(_UsersHook):
+    """A batch-transfer hook of the user's, applied to each part of a training batch."""
+
+    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
+        if _inherited(hook, self.name):
+            return hook
+
+        @functools.wraps(hook)
+        def partwise(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(batch, dict) and batch and set(batch) == set(instance._settings.parts):
+                return {part: hook(piece, *args, **kwargs) for part, piece in batch.items()}
+            return hook(batch, *args, **kwargs)
+
+        return partwise
+
+
+class _StageHook(_UsersHook):
+    """`setup` or `teardown` of the user's, remembered, so that loaders outside a Trainer set up once and not twice."""
+
+    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
+        done = instance._settings.done
+
+        @functools.wraps(hook)
+        def remembered(stage: str | None = None) -> None:
+            hook(stage=stage)
+            if self.name == "setup":
+                done.add(str(stage))
+            elif not _inherited(hook, self.name):
+                done.discard(str(stage))
+
+        return remembered
+
+
+class _TrainLoaders(_UsersHook):
+    """The training loaders of the declared parts, in place of the user's one."""
+
+    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
+        return instance._part_loaders
+
+
+class UnlearningDataModule(LightningDataModule):
+    """A user's datamodule or loaders whose training batches are split into the parts a method uses.
+
+    `train_dataloader()` gives `{"forget": loader, "retain": loader}` (the declared parts only), so a training batch
+    is a mapping of parts; with both parts the shorter one is cycled. Validation, test and prediction are the user's.
+    The object stands on the user's own state (`utilities/facade.py`) and is an instance of the user's class as well:
+    `setup`, hyper-parameters, saved state and transfer hooks stay theirs, and the user's object is not changed.
+
+    Args:
+        data: The datamodule or the training loader of the original training, or a mapping of loaders with `"train"`
+            and optionally `"val"` and `"test"`.
+        forget: What to forget: positions in the underlying dataset, or keys with `sample_keys`.
+        sample_keys: Position in the underlying dataset -> stable key of a data subject; one key may name many rows.
+        parts: Parts of a training batch.
+        seed: Seeds the shuffling of the parts; by default the user's generator, cloned, or the global state.
+
+    Raises:
+        DeletionRequestError: `forget` is empty, holds repeats or, once the data is set up, unknown ids; or nothing is
+            left to retain although the parts ask for it.
+        UnsupportedStrategyError: the training data is not one `DataLoader` of a map-style dataset.
+        ValueError: unknown parts or loader names.
+
+    >>> data = UnlearningDataModule(DataLoader(range(6), batch_size=2), forget=[1, 4])
+    >>> [batch.tolist() for batch in data.forget_loader()]
+    [[1, 4]]
+    >>> [batch.tolist() for batch in data.retain_loader()]
+    [[0, 2], [3, 5]]
+    >>> list(data.train_dataloader())
+    ['retain']
+    """
+
+    __slots__ = ("_settings", "_users")
+
+    _settings: _Settings
+    _users: LightningDataModule
+    _facade_of: ClassVar[type[UnlearningDataModule]]
+
+    prepare_data: Any = _UsersHook()
+    setup: Any = _StageHook()
+    teardown: Any = _StageHook()
+    train_dataloader: Any = _TrainLoaders()
+    val_dataloader: Any = _UsersHook()
+    test_dataloader: Any = _UsersHook()
+    predict_dataloader: Any = _UsersHook()
+    state_dict: Any = _UsersHook()
+    load_state_dict: Any = _UsersHook()
+    on_exception: Any = _UsersHook()
+    on_before_batch_transfer: Any = _PartwiseHook()
+    transfer_batch_to_device: Any = _PartwiseHook()
+    on_after_batch_transfer: Any = _PartwiseHook()
+
+    def __new__(cls, data: Any, *args: Any, **kwargs: Any) -> Self:
+        """An object of the class `(cls, class of the user's datamodule)` on the user's state."""
+        users = data if isinstance(data, LightningDataModule) else _from_loaders(data)
+        if isinstance(users, UnlearningDataModule):
+            rule = "the user's own data"
+            raise TypeError(expected("data", rule, type(data), "Use `with_parts` for other parts of the same split."))
+        check_shareable(type(users), "data")
+        return _on(cls, users)
+
+    def __init__(
+        self,
+        data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
+        forget: Collection[SampleId],
+        *,
+        sample_keys: SampleKeys | None = None,
+        parts: tuple[Part, ...] = ("retain",),
+        seed: int | None = None,
+    ) -> None:
+        # No `super().__init__()`: the state is the user's and already initialised.
+        if isinstance(forget, (str, bytes)) or not isinstance(forget, Collection) or not forget:
+            raise DeletionRequestError(expected("forget", "a non-empty collection of sample ids", forget))
+        self._settings = _Settings(tuple(forget), sample_keys, _checked_parts(parts), seed)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was built on the fly and has no importable name; the user's object pickles by its own rules.
+        return _rebuild, (self._facade_of, self._users, self._settings)
+
+    def _unwrap(self) -> LightningDataModule:
+        """The user's own datamodule."""
+        return self._users
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts of a training batch."""
+        return self._settings.parts
+
+    def with_parts(self, parts: tuple[Part, ...]) -> UnlearningDataModule:
+        """The same data and split with other parts in a training batch; both objects may be used."""
+        return _rebuild(self._facade_of, self._users, replace(self._settings, parts=_checked_parts(parts)))
+
+    @property
+    def forget_positions(self) -> Positions:
+        """Ascending positions of the samples to forget in the training loader's dataset."""
+        return self._split(self._users_train_loader())[0]
+
+    @property
+    def retain_positions(self) -> Positions:
+        """Ascending positions of all other training samples; may be empty."""
+        return self._split(self._users_train_loader())[1]
+
+    def forget_loader(self) -> DataLoader[Any]:
+        """The data to forget for evaluation: in order, every sample once; the user's transforms are kept as they are.
+
+        Works outside a Trainer: `prepare_data` and `setup("fit")` are called if nobody did.
+        """
+        loader = self._users_train_loader()
+        return subset_loader(loader, self._split(loader)[0], part=None)
+
+    def retain_loader(self) -> DataLoader[Any]:
+        """The data to keep for evaluation, as `forget_loader`.
+
+        Raises:
+            DeletionRequestError: everything is to be forgotten.
+        """
+        loader = self._users_train_loader()
+        return subset_loader(loader, self._retained(loader), part=None)
+
+    def val_loader(self) -> DataLoader[Any] | None:
+        """The user's validation data in order, every sample once; `None` where there is none."""
+        return self._evaluation_loader("val", "fit")
+
+    def test_loader(self) -> DataLoader[Any] | None:
+        """The user's test data in order, every sample once; `None` where there is none."""
+        return self._evaluation_loader("test", "test")
+
+    def _prepare(self, stage: str) -> None:
+        done = self._settings.done
+        if self._users.trainer is None and "prepare_data" not in done:
+            self._users.prepare_data()
+            done.add("prepare_data")
+        if stage not in done:
+            self.setup(stage=stage)
+
+    def _users_train_loader(self) -> DataLoader[Any]:
+        self._prepare("fit")
+        return check_splittable(self._users.train_dataloader())
+
+    def _split(self, loader: DataLoader[Any]) -> tuple[Positions, Positions]:
+        return split_positions(loader, self._settings.forget, self._settings.sample_keys)
+
+    def _retained(self, loader: DataLoader[Any]) -> Positions:
+        retained = self._split(loader)[1]
+        if not retained.size:
+            rule = "fewer samples than the training data has"
+            raise DeletionRequestError(expected("forget", rule, f"all {len(self._settings.forget)} of them"))
+        return retained
+
+    def _evaluation_loader(self, name: str, stage: str) -> DataLoader[Any] | None:
+        hook = getattr(self._users, f"{name}_dataloader")
+        if _inherited(hook, f"{name}_dataloader"):
+            return None
+        self._prepare(stage)
+        loader = hook()
+        if isinstance(loader, (list, tuple)) and len(loader) <= 1:
+            loader = loader[0] if loader else None
+        if loader is None:
+            return None
+        loader = check_splittable(loader, f"{name}_dataloader")
+        return subset_loader(loader, range(len(loader.dataset)), part=None)  # type: ignore[arg-type]
+
+    def _part_loaders(self) -> dict[Part, DataLoader[Any]]:
+        """The training form of the declared parts, sharded where a process group is running."""
+        loader = self._users_train_loader()
+        positions = {"forget": self._split(loader)[0]}
+        if "retain" in self.parts:
+            positions["retain"] = self._retained(loader)
+        seed = self._settings.seed
+        return {
+            part: subset_loader(
+                loader,
+                positions[part],
+                part=part,
+                seed=None if seed is None else seed + _PARTS.index(part),
+                replicas=self._replicas(),
+            )
+            for part in self.parts
+        }
+
+    def _replicas(self) -> tuple[int, int] | None:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return None
+        trainer = self._users.trainer
+        shared = None if trainer is None else trainer.distributed_sampler_kwargs
+        if not shared:
+            return None
+        return shared["num_replicas"], shared["rank"]
+
+
+def _checked_parts(parts: Collection[Part]) -> tuple[Part, ...]:
+    for part in parts:
+        check_choice("parts", part, _PARTS)
+    if not parts:
+        raise ValueError(expected("parts", "at least one part of the data", parts))
+    return tuple(part for part in _PARTS if part in parts)
+
+
+def _give(loader: DataLoader[Any]) -> DataLoader[Any]:
+    return loader
+
+
+def _from_loaders(data: Any) -> LightningDataModule:
+    """A datamodule around plain loaders, built as `LightningDataModule.from_datasets` builds its own."""
+    loaders = dict(data) if isinstance(data, Mapping) else {"train": data}
+    for name in loaders:
+        check_choice("data", name, _LOADER_KEYS)
+    if "train" not in loaders:
+        raise UnsupportedStrategyError(expected("data", "loaders with the key 'train'", list(loaders)))
+    check_splittable(loaders["train"])
+    users = LightningDataModule()
+    for name, loader in loaders.items():
+        # A partial of a module-level function pickles; only loaders that exist make their hook "overridden".
+        setattr(users, f"{name}_dataloader", functools.partial(_give, loader))
+    return users
+
+
+_Wrapper = TypeVar("_Wrapper", bound=UnlearningDataModule)
+
+
+def _on(wrapper: type[_Wrapper], users: LightningDataModule) -> _Wrapper:
+    instance: _Wrapper = on_same_state(facade_class(wrapper, type(users)), users.__dict__)
+    instance._users = users
+    return instance
+
+
+def _rebuild(wrapper: type[_Wrapper], users: LightningDataModule, settings: _Settings) -> _Wrapper:
+    instance = _on(wrapper, users)
+    instance._settings = settings
+    return instance
