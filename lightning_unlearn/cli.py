@@ -11,8 +11,8 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods import METHODS
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["DigitsCNN", "DigitsData", "N_CLASSES"]
+__all__ = ["N_CLASSES", "DigitsCNN", "DigitsData"]
 
 N_CLASSES = 10
 

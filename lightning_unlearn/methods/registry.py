@@ -1,4 +1,4 @@
-"""The methods by name. A method registers itself; contract tests, `unlearn(method="...")` and the docs read this table."""
+"""The methods by name. A method registers itself; contract tests, `unlearn` and the docs read this table."""
 
 from __future__ import annotations
 

@@ -76,10 +76,11 @@ class Retrain(Procedure):
             raise MissingRequirementError(f"Retrain needs {Requirement.INITIAL_WEIGHTS.value}.")
         if context.seed is not None:
             seed_everything(context.seed, workers=True, verbose=False)
+        data = context.data
         if self.order == "same":
-            context.make_trainer(leave_out=context.data.forget_positions).fit(module, datamodule=context.data.users_data)
+            context.make_trainer(leave_out=data.forget_positions).fit(module, datamodule=data.users_data)
         else:
-            context.make_trainer().fit(module, datamodule=context.data.retain_only())
+            context.make_trainer().fit(module, datamodule=data.retain_only())
         return module
 
 

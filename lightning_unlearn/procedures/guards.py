@@ -102,4 +102,3 @@ def warn_if_unchanged(before: str, after: str, method: str) -> bool:
 def nonfinite_parameters(module: nn.Module) -> list[str]:
     """Names of parameters that hold NaN or infinity."""
     return [name for name, parameter in module.named_parameters() if not bool(torch.isfinite(parameter).all())]
-
