@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
 
+from lightning_unlearn.data.index_tap import check_tappable
+from lightning_unlearn.data.loader_view import add_loader_step, loader_view
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["LeaveOut"]
+__all__ = ["LEAVE_OUT_ORDER", "LeaveOut"]
+
+LEAVE_OUT_ORDER = 50
+"""Behind whatever arranges the batches, before the recorder listens to them."""
 
 
 class LeaveOut(Callback):
@@ -30,52 +34,33 @@ class LeaveOut(Callback):
 
     def __init__(self, positions: Collection[int]) -> None:
         self.positions = frozenset(int(position) for position in positions)
-        self._restore: list[tuple[Any, str, Any]] = []
+        self._remove: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stand behind whatever arranges the batches; in `setup`, so that a recorder sees the thinned batches."""
+        """Put the step into the Trainer."""
         if stage != "fit":
             return
         if trainer.world_size > 1:
             raise UnsupportedStrategyError(
                 expected("devices", "1 to leave samples out of the same batches", trainer.world_size, "Use a subset.")
             )
-        strategy = trainer.strategy
-        process = strategy.process_dataloader
-
-        def thinned(loader: object) -> object:
-            processed = process(loader)
-            return self._thin(processed) if trainer.training else processed
-
-        # An instance attribute shadows the method; removing it restores the class's own.
-        shadowed = strategy.__dict__.get("process_dataloader")
-        self._restore.append((strategy, "process_dataloader", shadowed))
-        strategy.__dict__["process_dataloader"] = thinned
+        self._remove = add_loader_step(trainer, self._thin, order=LEAVE_OUT_ORDER)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the user's loaders and the strategy as they were."""
-        while self._restore:
-            owner, name, value = self._restore.pop()
-            if value is None:
-                owner.__dict__.pop(name, None)
-            else:
-                owner.__dict__[name] = value
+        """Take the step out again."""
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As `teardown`, which Lightning does not call after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
-    def _thin(self, loader: object) -> object:
-        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
-            raise UnsupportedStrategyError(
-                expected("the training loader", "a DataLoader over a map-style dataset", type(loader))
-            )
-        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        policy = getattr(loader, name)
-        self._restore.append((loader, name, policy))
-        # Past DataLoader.__setattr__, which refuses to exchange samplers after construction.
-        loader.__dict__[name] = _Without(policy, self.positions)
-        return loader
+    def _thin(self, loader: Any) -> Any:
+        check_tappable(loader)
+        # The one place where a DataLoader's iterators, of any kind, take their indices from.
+        policy = _Without(loader._index_sampler, self.positions)
+        return loader_view(loader, {"_index_sampler": property(lambda view: policy)})
 
 
 class _Without:
@@ -86,7 +71,11 @@ class _Without:
         self._left_out = left_out
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self._policy:
+        # Called now, not at the first `next`: some samplers draw their permutation here.
+        return self._thinned(iter(self._policy))
+
+    def _thinned(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
             if isinstance(item, Sequence):
                 kept = [position for position in item if int(position) not in self._left_out]
                 if kept:
@@ -97,9 +86,3 @@ class _Without:
     def __len__(self) -> int:
         # The original's length: schedules sized by it stay those of the original run.
         return len(self._policy)
-
-    def __getattr__(self, name: str) -> Any:
-        # Lightning reaches `.sampler.set_epoch` through the batch sampler. Guard against recursion while unpickling.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._policy, name)
