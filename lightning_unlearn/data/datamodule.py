@@ -11,7 +11,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.data.splits import Positions, SampleKeys, check_splittable, split_positions, subset_loader
+from lightning_unlearn.data.positions import SampleKeys
+from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import check_choice, expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import (
     BatchSampler,
-    ConcatDataset,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -25,18 +24,16 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_unlearn.data.positions import RootIndex, SampleKeys, resolve_keys
 from lightning_unlearn.data.samplers import CyclingDistributedSampler, FilteredBatchSampler, FilteredSampler
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["Positions", "SampleKeys", "check_splittable", "positions_of", "split_positions", "subset_loader"]
+__all__ = ["Positions", "check_splittable", "positions_of", "split_positions", "subset_loader"]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 """Ascending positions in a loader's dataset, shape (n,)."""
-
-SampleKeys: TypeAlias = Sequence[SampleId] | Mapping[int, SampleId] | Callable[[int], SampleId]
-"""Position in the underlying dataset -> stable key."""
 
 # What a new loader takes over from the user's, unchanged.
 _CARRIED = (
@@ -88,38 +85,6 @@ def _checked_ids(ids: Collection[SampleId], keyed: bool) -> list[SampleId]:
     return requested
 
 
-def root_positions(dataset: Any) -> Positions | None:
-    """Positions in the underlying data of every position of `dataset`; `None` where they are the same."""
-    if isinstance(dataset, Subset):
-        inner = root_positions(dataset.dataset)
-        indices = np.asarray(list(dataset.indices), dtype=np.int64)
-        return indices if inner is None else inner[indices]
-    if isinstance(dataset, ConcatDataset):
-        offset, pieces = 0, []
-        for part in dataset.datasets:
-            inner = root_positions(part)
-            pieces.append(offset + (np.arange(len(part)) if inner is None else inner))  # type: ignore[arg-type]
-            offset += root_length(part)
-        return np.concatenate(pieces)
-    return None
-
-
-def root_length(dataset: Any) -> int:
-    """Number of samples of the underlying data."""
-    if isinstance(dataset, Subset):
-        return root_length(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return sum(root_length(part) for part in dataset.datasets)
-    return len(dataset)
-
-
-def resolve_keys(sample_keys: SampleKeys, n: int) -> list[SampleId]:
-    """The key of each of the `n` underlying samples."""
-    if callable(sample_keys):
-        return [sample_keys(position) for position in range(n)]
-    return [sample_keys[position] for position in range(n)]
-
-
 def positions_of(ids: Collection[SampleId], dataset: Any, sample_keys: SampleKeys | None = None) -> Positions:
     """Where samples are in a loader's dataset.
 
@@ -142,13 +107,14 @@ def positions_of(ids: Collection[SampleId], dataset: Any, sample_keys: SampleKey
     array([1, 3])
     """
     requested = _checked_ids(ids, keyed=sample_keys is not None)
-    found = root_positions(dataset)
+    index = RootIndex()
+    found = index.positions(dataset)
     roots: Positions = np.arange(len(dataset), dtype=np.int64) if found is None else found
     if sample_keys is None:
-        present = set(roots[np.isin(roots, np.array(requested, dtype=np.int64))].tolist())
         mask = np.isin(roots, np.array(requested, dtype=np.int64))
+        present: set[SampleId] = set(roots[mask].tolist())
     else:
-        keys = resolve_keys(sample_keys, root_length(dataset))
+        keys = resolve_keys(sample_keys, index.length or 0)
         wanted = set(requested)
         mask = np.fromiter((keys[root] in wanted for root in roots), dtype=bool, count=len(roots))
         present = {keys[root] for root in roots[mask]}
