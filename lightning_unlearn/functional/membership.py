@@ -100,15 +100,16 @@ def membership_auroc_error(auroc: float, n_members: int, n_nonmembers: int) -> f
         n_nonmembers: Number of non-members.
 
     Returns:
-        The standard error; heuristic, since the formula assumes exponentially distributed scores.
+        The standard error; heuristic, since the formula takes the losses of both groups to be exponentially
+        distributed. Non-members, with the larger losses, are what the authors call abnormal.
 
     >>> round(membership_auroc_error(0.5, 20, 360), 2)
     0.07
     """
     check_positive_int("n_members", n_members)
     check_positive_int("n_nonmembers", n_nonmembers)
-    two_members = auroc / (2 - auroc)
-    two_nonmembers = 2 * auroc**2 / (1 + auroc)
+    two_nonmembers = auroc / (2 - auroc)
+    two_members = 2 * auroc**2 / (1 + auroc)
     variance = auroc * (1 - auroc)
     variance += (n_members - 1) * (two_members - auroc**2) + (n_nonmembers - 1) * (two_nonmembers - auroc**2)
     return math.sqrt(max(variance, 0.0) / (n_members * n_nonmembers))

@@ -22,6 +22,18 @@ from lightning_unlearn.utilities.checks import check_positive_int, expected
 __all__ = ["LossThresholdAttack"]
 
 
+def _attack(members: Tensor, nonmembers: Tensor) -> dict[str, Tensor]:
+    auroc = membership_auroc(members, nonmembers)
+    error = membership_auroc_error(float(auroc), members.numel(), nonmembers.numel())
+    return {
+        "membership_auroc": auroc,
+        "membership_auroc_error": torch.tensor(error, dtype=torch.float64, device=auroc.device),
+        "membership_tpr_at_1e-2_fpr": membership_tpr_at_fpr(members, nonmembers, 0.01),
+        "membership_tpr_at_1e-3_fpr": membership_tpr_at_fpr(members, nonmembers, 0.001),
+        "membership_accuracy": membership_accuracy(members, nonmembers),
+    }
+
+
 class LossThresholdAttack(Metric):
     """How well a threshold on the loss tells the forgotten samples from samples the model never saw.
 
@@ -97,6 +109,15 @@ class LossThresholdAttack(Metric):
         self.member_losses.append(kept[is_member])
         self.nonmember_losses.append(kept[~is_member])
 
+    def forward(
+        self, losses: Tensor, is_member: Tensor | None = None, *, split: Split | None = None
+    ) -> dict[str, Tensor]:
+        """Add losses and return the result of this batch alone, empty where it has too few of one kind for one."""
+        self.update(losses, is_member, split=split)
+        members, nonmembers = self.member_losses[-1], self.nonmember_losses[-1]
+        enough = min(members.numel(), nonmembers.numel()) >= self.min_samples
+        return _attack(members, nonmembers) if enough else {}
+
     def compute(self) -> dict[str, Tensor]:
         """AUROC with its standard error, share of members found at 1 % and 0.1 % false alarms, balanced accuracy.
 
@@ -117,15 +138,7 @@ class LossThresholdAttack(Metric):
                     "Add samples; with this few an attack shows nothing.",
                 )
             )
-        auroc = membership_auroc(members, nonmembers)
-        error = membership_auroc_error(float(auroc), members.numel(), nonmembers.numel())
-        return {
-            "membership_auroc": auroc,
-            "membership_auroc_error": torch.tensor(error, dtype=torch.float64, device=auroc.device),
-            "membership_tpr_at_1e-2_fpr": membership_tpr_at_fpr(members, nonmembers, 0.01),
-            "membership_tpr_at_1e-3_fpr": membership_tpr_at_fpr(members, nonmembers, 0.001),
-            "membership_accuracy": membership_accuracy(members, nonmembers),
-        }
+        return _attack(members, nonmembers)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of `compute` or a list of them; see :meth:`torchmetrics.Metric.plot`."""

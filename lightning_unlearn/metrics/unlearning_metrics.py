@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
+from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.types import Split
 from lightning_unlearn.utilities.checks import check_choice, expected
@@ -89,7 +90,10 @@ class UnlearningMetrics(Metric):
         self.splits = tuple(splits)
         self.metrics = nn.ModuleDict({split: metric.clone() for split in splits})
         for split in splits:
-            self._of(split).reset()
+            clone = self._of(split)
+            clone.reset()
+            if clone.dist_sync_fn is None:
+                clone.dist_sync_fn = gather_uneven
         self.add_state("updates", torch.zeros(len(splits), dtype=torch.long), dist_reduce_fx="sum")
 
     @property
