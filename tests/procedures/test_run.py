@@ -1,0 +1,408 @@
+"""The pass as a whole: refusals before changes, rollback, repair that is recorded, lineage, and the twin."""
+
+import copy
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from lightning import LightningDataModule, LightningModule
+from lightning_unlearn.deltas.ledger import DeletionLedger
+from lightning_unlearn.deltas.request import DeletionRequest
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.api import unlearn
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.exceptions import (
+    DeletionRequestError,
+    MissingRequirementError,
+    StoreMismatchError,
+    UnlearningWarning,
+)
+from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain, WeightEdit
+from lightning_unlearn.utilities.parameters import weights_digest
+from tests.helpers.models import quiet_trainer
+from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, datasets, loaders, record
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return record(tmp_path)
+
+
+class Wreck(WeightEdit):
+    """Replaces what the model knows by noise."""
+
+    guarantee, source = "heuristic", "test"
+
+    def compute_edit(self, context):
+        generator = torch.Generator().manual_seed(0)
+        return {
+            name: 10 * torch.randn(parameter.shape, generator=generator)
+            for name, parameter in context.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+def same(one, other):
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([], "at least one"), ([1, 1], r"repeats|duplicate|twice|once"), ([999], "unknown"), ([1.5], "int")],
+)
+def test_bad_ids_are_one_clear_error(trained, ids, message):
+    with pytest.raises(DeletionRequestError, match=message):
+        unlearn(trained.model, ids, method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+
+
+def test_a_destructive_plan_is_refused_and_can_be_forced(trained):
+    before, entries = weights_digest(trained.model), len(DeletionLedger.open(trained.store).entries)
+    with pytest.raises(DeletionRequestError, match="force=True"):
+        unlearn(trained.model, list(range(20)), method=Amnesiac(), data=loaders(), store=trained.url)
+    assert weights_digest(trained.model) == before
+    assert len(DeletionLedger.open(trained.store).entries) == entries
+
+
+def test_a_store_of_another_model_is_refused(trained):
+    class Other(XYClassifier):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(2, 2)
+
+    with pytest.raises(StoreMismatchError, match="extra"):
+        unlearn(Other(), [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+
+
+def test_weights_the_store_does_not_know_are_refused(trained):
+    moved = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        next(moved.parameters()).add_(1e-3)
+    with pytest.raises(StoreMismatchError, match="weights"):
+        unlearn(moved, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+
+
+def test_positions_in_another_dataset_are_refused(trained):
+    train, _ = datasets()
+    shorter = DataLoader(torch.utils.data.TensorDataset(*(t[:-1] for t in train.tensors)), BATCH)
+    with pytest.raises(StoreMismatchError, match="64 samples"):
+        unlearn(trained.model, [1], method=Amnesiac(), data=shorter, store=trained.url, force=True)
+
+
+def test_a_request_already_honoured_is_refused_on_the_new_model_only(trained):
+    settings = {"method": Amnesiac(), "store": trained.url, "force": True}
+    first = unlearn(trained.model, [1], data=loaders(), **settings)
+    with pytest.raises(DeletionRequestError, match=first.entry_id):
+        unlearn(first.model, [1], data=loaders(), **settings)
+    # The original still holds the sample; forgetting it there again is a new request on those weights.
+    again = unlearn(trained.model, [1], data=loaders(), **settings)
+    assert same(again.model, first.model)
+
+
+def test_a_model_that_is_no_lightning_module(trained):
+    with pytest.raises(TypeError, match="LightningModule"):
+        unlearn(nn.Linear(2, 2), [1], method=Amnesiac(), data=loaders(), store=trained.url)
+
+
+def test_subtracting_buffers_needs_recorded_buffers(trained):
+    with pytest.raises(MissingRequirementError, match="buffers"):
+        unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, batch_norm="subtract")
+
+
+# --- trainers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_trainer_is_not_run_for_zero_steps(trained):
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(XYClassifier(), loaders()["train"])
+    with pytest.raises(ValueError, match="already run"):
+        unlearn(trained.model, [1], method=FineTune(max_steps=5), data=loaders(), trainer=trainer)
+
+
+def test_one_trainer_is_good_for_one_stage_with_its_own_limits(trained):
+    with pytest.raises(ValueError, match="2 fits"):
+        unlearn(
+            trained.model, [1], method=FineTune(max_steps=5), data=loaders(), then=FineTune(max_steps=5),
+            trainer=quiet_trainer(max_steps=5, max_epochs=-1),
+        )  # fmt: skip
+    with pytest.raises(MissingRequirementError, match="max_steps=5"):
+        unlearn(trained.model, [1], method=FineTune(max_steps=5), data=loaders(), trainer=quiet_trainer())
+    own = quiet_trainer(max_steps=5, max_epochs=-1)
+    result = unlearn(trained.model, [1], method=FineTune(max_steps=5), data=loaders(), trainer=own)
+    assert result.stages[0].steps == own.global_step == 5
+
+
+def test_a_factory_is_called_with_the_limits_of_the_method(trained):
+    calls = []
+
+    def factory(**overrides):
+        calls.append(overrides)
+        return quiet_trainer(**{"max_epochs": -1, **overrides})
+
+    unlearn(
+        trained.model, [1], method=FineTune(max_steps=3), data=loaders(), trainer=factory, then=FineTune(max_steps=2)
+    )
+    assert [call["max_steps"] for call in calls] == [3, 2]
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+def test_a_collapsed_model_is_rolled_back(trained):
+    with pytest.warns(UnlearningWarning, match="returned unchanged"):
+        result = unlearn(trained.model, [1], method=Wreck(), data=loaders(), store=trained.url)
+    assert result.rolled_back
+    assert same(result.model, trained.model)
+    assert not same(result.candidate, trained.model)
+    assert result.entry_id is None
+    probe = result.stages[0]
+    assert probe.probe_before["accuracy"] - probe.probe_after["accuracy"] > 0.05
+
+
+def test_rollback_leaves_no_trace_in_store_and_ledger(trained):
+    steps = trained.store.n_steps
+    with pytest.warns(UnlearningWarning):
+        result = unlearn(
+            trained.model, [1], method=Wreck(), data=loaders(), store=trained.url, then=FineTune(max_steps=1)
+        )
+    assert result.rolled_back
+    assert trained.store.n_steps == steps
+    assert trained.store.state_of(weights_digest(result.candidate)) is None
+    # The original is as before: it can be asked again.
+    again = unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    assert again.entry_id is not None
+
+
+def test_force_keeps_the_damaged_model(trained):
+    with pytest.warns(UnlearningWarning, match="as asked"):
+        result = unlearn(trained.model, [1], method=Wreck(), data=loaders(), force=True)
+    assert not result.rolled_back
+    assert not same(result.model, trained.model)
+
+
+# --- repair, lineage ----------------------------------------------------------------------------------------------
+
+
+def test_repair_steps_are_recorded_and_can_be_forgotten_later(trained):
+    steps = trained.store.n_steps
+    first = unlearn(
+        trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True, seed=3,
+        then=FineTune(max_steps=12),
+    )  # fmt: skip
+    assert [stage.name for stage in first.stages] == ["Amnesiac", "batch_norm", "FineTune"]
+    assert first.stages[-1].steps == 12
+    store = trained.store
+    assert store.n_steps == steps + 12
+    state = store.state_of(weights_digest(first.model))
+    assert state.ranges == ((0, steps), (steps, steps + 12)) or state.ranges == ((0, steps + 12),)
+    assert state.edits == (first.entry_id,)
+    repaired_with = {sample for step in range(steps, steps + 12) for sample in store.record(step).sample_ids}
+    assert 1 not in repaired_with
+    asked = next(iter(sorted(repaired_with)))
+    plan = DeletionRequest([asked]).plan(store, first.model)
+    assert any(step >= steps for step in plan.steps)
+    second = unlearn(first.model, [asked], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    assert second.entry_id is not None
+
+
+def test_undo_brings_the_weights_back(trained):
+    result = unlearn(
+        trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True, batch_norm="keep"
+    )
+    assert not same(result.model, trained.model)
+    DeletionLedger.open(trained.store).undo(result.entry_id, result.model)
+    largest = max(float(p.detach().abs().max()) for p in trained.model.parameters())
+    for (name, mine), (_, theirs) in zip(
+        result.model.named_parameters(), trained.model.named_parameters(), strict=True
+    ):
+        assert float((mine - theirs).detach().abs().max()) <= 1e-7 * largest, name
+
+
+def test_keys_survive_that_the_data_of_the_subject_is_gone(tmp_path):
+    keys = [f"user-{row // 4}" for row in range(64)]
+    trained = record(tmp_path, sample_keys=keys)
+    result = unlearn(
+        trained.model, ["user-3"], method=PartialAmnesiac(keep=0.1), data=loaders(), store=trained.url, force=True,
+        sample_keys=keys, then=FineTune(max_steps=2),
+    )  # fmt: skip
+    assert result.entry_id is not None
+    assert set(result.plan.request.sample_ids) == {"user-3"}
+    recorded = trained.store
+    fresh = {sample for step in range(24, 26) for sample in recorded.record(step).sample_ids}
+    assert fresh
+    assert "user-3" not in fresh
+    assert fresh <= set(keys)
+
+
+def test_a_repair_that_cannot_be_recorded_is_said(tmp_path):
+    keys = [f"user-{row}" for row in range(64)]
+    trained = record(tmp_path, sample_keys=keys)
+    with pytest.warns(UnlearningWarning, match="not recorded"):
+        unlearn(trained.model, [5], method=FineTune(max_steps=2), data=loaders(), store=trained.url)
+
+
+def test_leftovers_name_the_store_and_older_states(trained):
+    result = unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    text = " ".join(result.leftovers)
+    assert trained.url in text
+    assert "optimizer state" in text
+    assert "EMA" in text
+
+
+# --- BatchNorm ----------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_policies(tmp_path):
+    trained = record(tmp_path, buffers="record")
+    settings = {"method": Amnesiac(), "store": trained.url, "force": True}
+    kept = unlearn(trained.model, [1, 2], data=loaders(), batch_norm="keep", **settings).model
+    fresh = unlearn(trained.model, [1, 2], data=loaders(), batch_norm="reestimate", **settings).model
+    less = unlearn(trained.model, [1, 2], data=loaders(), batch_norm="subtract", **settings).model
+    norm = "net.1.running_mean"
+    assert torch.equal(kept.state_dict()[norm], trained.model.state_dict()[norm])
+    assert same(kept, fresh)
+    assert same(kept, less)
+    assert not torch.equal(less.state_dict()[norm], kept.state_dict()[norm])
+    assert (less.state_dict()["net.1.running_var"] >= 0).all()
+    # The cumulative mean of the batches of the retain data, through the unlearned first layer.
+    train, _ = datasets()
+    rows = [row for row in range(64) if row not in (1, 2)]
+    hidden = fresh.net[0](train.tensors[0][rows])
+    means = torch.stack([part.mean(0) for part in hidden.split(BATCH)])
+    assert torch.allclose(fresh.state_dict()[norm], means.mean(0), atol=1e-6)
+
+
+# --- retraining ---------------------------------------------------------------------------------------------------
+
+
+def hand_written_twin(left_out):
+    """The training of `record`, in a plain loop, without some samples."""
+    torch.manual_seed(0)
+    model = XYClassifier()
+    optimizer = model.configure_optimizers()
+    train, _ = datasets()
+    rows = DataLoader(range(64), BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
+    for _ in range(EPOCHS):
+        for batch in rows:
+            x, y = train[[row for row in batch.tolist() if row not in left_out]]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def test_retrain_is_the_twin_of_the_run_bit_for_bit(trained):
+    result = unlearn(
+        trained.model, [3, 17], method=Retrain(), data=loaders(), store=trained.url, trainer={"max_epochs": EPOCHS}
+    )
+    assert result.stages[0].steps == EPOCHS * 8
+    assert same(result.model, hand_written_twin({3, 17}))
+    assert not same(result.model, trained.model)
+
+
+def test_retrain_from_a_factory_and_in_fresh_order(trained):
+    with pytest.raises(MissingRequirementError, match="module_factory"):
+        unlearn(trained.model, [3], method=Retrain(), data=loaders())
+    seen = []
+
+    class Watching(XYClassifier):
+        def training_step(self, batch, batch_idx):
+            seen.extend(batch[0][:, 0].tolist())
+            return super().training_step(batch, batch_idx)
+
+    result = unlearn(
+        trained.model, [3], method=Retrain(module_factory=Watching, order="fresh"), data=loaders(), seed=5,
+        trainer={"max_epochs": 1},
+    )  # fmt: skip
+    first = datasets()[0].tensors[0][:, 0]
+    assert type(result.model) is Watching
+    assert sorted(seen) == sorted(value for row, value in enumerate(first.tolist()) if row != 3)
+
+
+# --- any module ---------------------------------------------------------------------------------------------------
+
+
+class ManualPair(LightningModule):
+    """Manual optimization with two optimizers; no loss is returned and batches are dicts."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.one, self.two = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def training_step(self, batch, batch_idx):
+        for optimizer, layer in zip(self.optimizers(), (self.one, self.two), strict=True):
+            loss = torch.nn.functional.cross_entropy(layer(batch["x"]), batch["y"])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.log("loss", loss)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.one, self.two)]
+
+
+class DictData(LightningDataModule):
+    """A datamodule whose batches are dicts."""
+
+    def __init__(self):
+        super().__init__()
+        train, _ = datasets()
+        self.rows = [{"x": x, "y": y} for x, y in train]
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, BATCH, shuffle=True)
+
+
+def test_manual_optimization_and_dict_batches(tmp_path):
+    torch.manual_seed(0)
+    model, url = ManualPair(), str(tmp_path / "store")
+    recorder = DeltaRecorder(url, keep=1.0, value_dtype="float32")
+    quiet_trainer(max_epochs=1, callbacks=[recorder]).fit(model, datamodule=DictData())
+    result = unlearn(
+        model, [2], method=Amnesiac(), data=DictData(), store=url, force=True, then=FineTune(max_steps=4), seed=0
+    )
+    assert result.stages[-1].steps == 4
+    assert result.model.automatic_optimization is False
+    assert not same(result.model, model)
+
+
+def test_the_saved_result_loads_without_this_package(trained, tmp_path):
+    result = unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    path = tmp_path / "forgotten.ckpt"
+    result.save(path)
+    torch.save(dict(result.model.named_parameters()), tmp_path / "expected.pt")
+    code = f"""
+    import sys, torch, warnings
+    sys.modules["lightning_unlearn"] = None
+    from torch import nn
+    from lightning import LightningModule
+
+    class XYClassifier(LightningModule):
+        def __init__(self, lr, momentum):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+            self.fixed = nn.Linear(2, 2)
+
+    model = XYClassifier.load_from_checkpoint({str(path)!r}, map_location="cpu")
+    expected = torch.load({str(tmp_path / "expected.pt")!r})
+    assert all(torch.equal(value, expected[name]) for name, value in model.named_parameters())
+    assert "optimizer_states" not in torch.load({str(path)!r}, weights_only=True)
+    print("loaded")
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)  # noqa: S603
+    assert out.stdout.strip() == "loaded", out.stderr
+
+
+def test_a_pass_is_quiet(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unlearn(trained.model, [1], method=PartialAmnesiac(keep=0.01), data=loaders(), store=trained.url, force=True)
