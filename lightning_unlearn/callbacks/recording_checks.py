@@ -1,0 +1,149 @@
+"""What a recording needs to be correct, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from torch.optim import Optimizer
+
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
+from lightning_unlearn.types import DataFingerprint, OptimizerInfo, RecordingSettings, SampleId
+from lightning_unlearn.utilities.checks import check_fraction, expected, shorten
+
+__all__ = [
+    "DEFAULT_KEEP",
+    "NEW_STORE",
+    "check_data",
+    "check_optimizers",
+    "check_recording",
+    "check_strategy",
+    "check_watch",
+    "describe_optimizer",
+    "keep_settings",
+]
+
+NEW_STORE = "Record into a new directory."
+
+DEFAULT_KEEP = 0.1
+"""Fraction of each layer that is kept unless told otherwise: what forgetting needs, at a seventh of the damage."""
+
+
+def keep_settings(keep: float | Mapping[str, float], scope: str) -> tuple[float, dict[str, float]]:
+    """A fraction and overrides; a pattern `"*"` at the end is the fraction for all other layers.
+
+    Raises:
+        ValueError: a fraction is out of range, patterns do not fit the scope, or one can never match.
+
+    >>> keep_settings({"*.bias": 1.0, "*": 0.2}, "layer")
+    (0.2, {'*.bias': 1.0})
+    """
+    if not isinstance(keep, Mapping):
+        return check_fraction("keep", keep), {}
+    if not keep or not all(isinstance(pattern, str) for pattern in keep):
+        raise ValueError(expected("keep", "a fraction, or a mapping from patterns of layer names to fractions", keep))
+    if scope == "global":
+        raise ValueError(expected("keep", "one fraction where scope='global'", dict(keep), "Use scope='layer'."))
+    overrides = {pattern: check_fraction(f"keep[{pattern!r}]", value) for pattern, value in keep.items()}
+    if "*" in overrides and next(reversed(overrides)) != "*":
+        raise ValueError(expected("keep", "a mapping with '*' last, as the first match wins", dict(keep)))
+    return overrides.pop("*", DEFAULT_KEEP), overrides
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse strategies under which a process does not see all weights, or not the same ones as the others.
+
+    Raises:
+        UnsupportedStrategyError: neither a single device nor DDP, or DDP that averages models now and then.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
+        rule = "a single device or DDP, where every process has all weights"
+        remedy = "Train with strategy='ddp', or without the recorder."
+        raise UnsupportedStrategyError(expected("strategy", rule, type(strategy).__name__, remedy))
+    if getattr(strategy, "_model_averaging_period", None) is not None:
+        remedy = "Every process must hold the same weights after every step."
+        got = "model_averaging_period"
+        raise UnsupportedStrategyError(expected("strategy", "DDP without averaging of models", got, remedy))
+
+
+def check_optimizers(optimizers: Sequence[Any]) -> None:
+    """Refuse optimizers that do not tell when they have stepped.
+
+    Raises:
+        UnsupportedStrategyError: not a `torch.optim.Optimizer`.
+    """
+    for optimizer in optimizers:
+        if not hasattr(optimizer, "register_step_post_hook"):
+            got = type(optimizer).__name__
+            raise UnsupportedStrategyError(expected("optimizer", "a torch.optim.Optimizer", got))
+
+
+def check_watch(watch: Collection[SampleId] | None, known: Collection[SampleId] | None) -> None:
+    """Refuse watched ids that cannot occur.
+
+    Raises:
+        DeletionRequestError: some ids are not in the training data.
+
+    >>> check_watch([1, 2], range(3))
+    """
+    unknown = [] if watch is None or known is None else sorted((i for i in watch if i not in known), key=str)
+    if unknown:
+        raise DeletionRequestError(expected("watch", "ids of the training data", f"also {shorten(unknown)}"))
+
+
+def check_recording(store: DeltaStore, settings: RecordingSettings, data: DataFingerprint, world_size: int) -> None:
+    """Refuse to mix what cannot be told apart later.
+
+    Raises:
+        StoreMismatchError: other settings, other data, or another number of processes than the store's.
+    """
+    for field in fields(RecordingSettings):
+        ours, theirs = getattr(settings, field.name), getattr(store.settings, field.name)
+        if field.name != "watched" and ours != theirs:
+            rule = f"{theirs!r}, as in the store"
+            raise StoreMismatchError(expected(field.name, rule, ours, f"Use the same setting, or: {NEW_STORE}"))
+    check_data(store.data, data)
+    if store.world_size != world_size:
+        rule = f"{store.world_size}, as in the store"
+        raise StoreMismatchError(expected("world_size", rule, world_size, f"Use as many devices, or: {NEW_STORE}"))
+
+
+def check_data(recorded: DataFingerprint, data: DataFingerprint) -> None:
+    """Raise where the ids of `data` do not mean what those of the recorded data mean.
+
+    Positions need the same dataset. Stable keys and ids out of the batch hold for other rows, too; only a hash that
+    the user supplied both times, and that differs, is against them.
+
+    Raises:
+        StoreMismatchError: another kind of identity, another length (for positions), or another hash.
+
+    >>> check_data(DataFingerprint("key", 10), DataFingerprint("key", 9))
+    """
+    if recorded.identity != data.identity:
+        rule = f"a recording that identifies samples by {recorded.identity}, as the store does"
+        remedy = "Pass the same `sample_id` or `sample_keys` as before."
+        raise StoreMismatchError(expected("sample_id", rule, data.identity, remedy))
+    if recorded.identity == "position" and recorded.length != data.length:
+        rule = f"the recorded dataset of {recorded.length} samples"
+        remedy = "Positions mean nothing in another dataset: record into a new directory, and pass `sample_keys`."
+        raise StoreMismatchError(expected("train_dataloader", rule, f"one of {data.length} samples", remedy))
+    if recorded.digest is not None and data.digest is not None and recorded.digest != data.digest:
+        rule = f"{recorded.digest!r}, that of the recorded data"
+        raise StoreMismatchError(expected("data_digest", rule, data.digest, NEW_STORE))
+
+
+def describe_optimizer(optimizer: Optimizer) -> OptimizerInfo:
+    """Name, learning rate and momentum of the first parameter group.
+
+    >>> import torch
+    >>> describe_optimizer(torch.optim.SGD([torch.zeros(1)], lr=0.5, momentum=0.9))
+    OptimizerInfo(name='SGD', lr=0.5, momentum=0.9)
+    """
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    momentum = group.get("momentum")
+    return OptimizerInfo(
+        type(optimizer).__name__, float(group.get("lr", 0.0)), None if momentum is None else float(momentum)
+    )

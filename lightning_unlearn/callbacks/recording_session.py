@@ -1,0 +1,204 @@
+"""One run's place in a store: opening or creating it, resuming, and saying which weights contain which steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording, describe_optimizer
+from lightning_unlearn.deltas.lineage import RunKind
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.deltas.writer import StoreWriter
+from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
+from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.parameters import (
+    float_buffers,
+    model_signature,
+    parameter_distance,
+    parameter_norm,
+    weights_digest,
+)
+
+__all__ = ["RecordingSession"]
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
+    if start == stop:
+        return ranges
+    if ranges and ranges[-1][1] == start:
+        return (*ranges[:-1], (ranges[-1][0], stop))
+    return (*ranges, (start, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What the weights contain as the run begins, and where its steps go."""
+
+    n_steps: int
+    ranges: Ranges
+    edits: tuple[str, ...]
+
+
+class RecordingSession:
+    """A store opened for one run, on every rank; made by `RecordingSession.open`.
+
+    Attributes:
+        store: The store.
+        writer: This rank's writer.
+    """
+
+    def __init__(self, trainer: Trainer, store: DeltaStore, writer: StoreWriter, origin: _Origin) -> None:
+        self.store = store
+        self.writer = writer
+        self._trainer = trainer
+        self._origin = origin
+        self._last_digest = ""
+
+    @classmethod
+    def open(
+        cls,
+        trainer: Trainer,
+        module: nn.Module,
+        url: str | os.PathLike[str],
+        *,
+        settings: RecordingSettings,
+        data: DataFingerprint,
+        optimizers: Sequence[Optimizer],
+        kind: RunKind,
+        resume: Mapping[str, Any] | None,
+        size_budget: int | None,
+        background: bool,
+    ) -> RecordingSession:
+        """Create the store, or open it and find out how the weights at hand relate to it; collective over ranks.
+
+        Args:
+            trainer: The Trainer that is about to train.
+            module: The module that is recorded.
+            url: Where the store is.
+            settings: How to record.
+            data: What the loaders deliver.
+            optimizers: The Trainer's optimizers.
+            kind: Whether this is ordinary training or a repair after an edit.
+            resume: `state()` of the checkpoint that is being resumed.
+            size_budget: Bound on the bytes of deltas, over all ranks.
+            background: Whether a thread writes.
+
+        Raises:
+            StoreMismatchError: the store is of another model, other data, other settings or another run.
+        """
+        world_size = trainer.world_size
+        infos = tuple(map(describe_optimizer, optimizers))
+
+        def prepare() -> _Origin:
+            if not DeltaStore.exists(url):
+                if resume is not None:
+                    got = f"the checkpoint of store {resume['store_id']}, and no store at {os.fspath(url)!r}"
+                    remedy = "Point the recorder to that store, or train from the start."
+                    raise StoreMismatchError(expected("ckpt_path", "a checkpoint of this recording", got, remedy))
+                # `create` copies what it is given.
+                initial = {**dict(module.named_parameters()), **float_buffers(module)}
+                DeltaStore.create(
+                    url,
+                    signature=model_signature(module),
+                    settings=settings,
+                    data=data,
+                    initial=initial,
+                    world_size=world_size,
+                )
+                return _Origin(0, (), ())
+            store = DeltaStore.open(url)
+            store.check_model(module)
+            check_recording(store, settings, data, world_size)
+            origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
+            store.truncate_states(origin.n_steps)
+            return origin
+
+        origin = on_rank_zero(trainer.strategy, prepare)
+        store = DeltaStore.open(url)
+        budget = None if size_budget is None else size_budget // world_size
+        writer = store.writer(trainer.global_rank, size_budget=budget, background=background)
+        try:
+            # Decided together, so that no rank waits for one that has given up.
+            if trainer.strategy.reduce_boolean_decision(writer.n_steps < origin.n_steps, all=False):
+                rule = f"a store in which every rank has {origin.n_steps} steps"
+                got = f"{writer.n_steps} of rank {writer.rank}"
+                raise StoreMismatchError(expected("store", rule, got, NEW_STORE))
+            if writer.n_steps > origin.n_steps:
+                # Steps after the checkpoint belong to a branch of the training that no weights continue.
+                writer.truncate(origin.n_steps)
+            trainer.strategy.barrier("lightning_unlearn_truncate")
+            on_rank_zero(trainer.strategy, lambda: store.begin_run(kind, infos, resumed=resume is not None))
+        except BaseException:
+            writer.abandon()
+            raise
+        return cls(trainer, store, writer, origin)
+
+    def state(self, module: nn.Module, *, collective: bool = True) -> dict[str, Any]:
+        """Publish what was appended, and make the weights at hand known to the store.
+
+        Args:
+            module: The module that is recorded, as it is after the last appended step.
+            collective: Whether all ranks do this together; rank 0 then waits until the others have published. Alone
+                among several, a rank cannot know that, and the weights are not made known.
+
+        Returns:
+            Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
+        """
+        self.writer.flush()
+        together = collective or self._trainer.world_size == 1
+        if together:
+            self._trainer.strategy.barrier("lightning_unlearn_flush")
+        n_steps = self.writer.n_steps
+        ranges = _with_range(self._origin.ranges, self._origin.n_steps, n_steps)
+        digest = ""
+        if self._trainer.is_global_zero:
+            digest = weights_digest(module)
+            if together and digest != self._last_digest:
+                travel = parameter_distance(module, self.store.initial_weights())
+                norm = parameter_norm(module)
+                self.store.add_state(ModelState(digest, ranges, self._origin.edits, travel, norm))
+                self._last_digest = digest
+        return {
+            "store_id": self.store.store_id,
+            "n_steps": n_steps,
+            "ranges": [list(item) for item in ranges],
+            "edits": list(self._origin.edits),
+            "digest": digest,
+        }
+
+
+def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) -> _Origin:
+    if resume["store_id"] != store.store_id:
+        rule = f"a checkpoint of store {store.store_id}"
+        remedy = "Point the recorder to the store that the checkpoint was recorded into."
+        raise StoreMismatchError(expected("ckpt_path", rule, f"one of store {resume['store_id']}", remedy))
+    digest = weights_digest(module)
+    if digest != resume["digest"]:
+        rule = "a checkpoint whose weights are those that were recorded"
+        raise StoreMismatchError(expected("ckpt_path", rule, "changed weights", NEW_STORE))
+    ranges = tuple((int(start), int(stop)) for start, stop in resume["ranges"])
+    return _Origin(int(resume["n_steps"]), ranges, tuple(resume["edits"]))
+
+
+def _continued(store: DeltaStore, module: nn.Module) -> _Origin:
+    state = store.state_of(weights_digest(module))
+    if state is None:
+        rule = "weights that the store knows"
+        remedy = (
+            "Load its initial weights or those of a checkpoint written while recording, resume with "
+            "`fit(ckpt_path=...)`, or record into a new directory."
+        )
+        raise StoreMismatchError(expected("model", rule, "others", remedy))
+    # Steps that no known weights contain were left by a run that ended before its first checkpoint.
+    known = max((stop for known in store.lineage.states for _, stop in known.ranges), default=0)
+    return _Origin(known, state.ranges, state.edits)

@@ -1,0 +1,61 @@
+"""Small helpers for code that runs on several ranks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from lightning.pytorch.strategies import Strategy
+
+from lightning_unlearn.exceptions import LightningUnlearnError
+
+__all__ = ["on_rank_zero", "share_out"]
+
+T = TypeVar("T")
+
+
+def share_out(sizes: Sequence[int], n_ranks: int) -> tuple[int, ...]:
+    """Assign pieces of work to ranks: the largest first, each to the rank that has the least so far.
+
+    Every rank computes the same assignment by itself. No rank gets more than its fair share plus the largest piece.
+
+    Args:
+        sizes: Size of each piece, such as the entries of each layer.
+        n_ranks: Number of ranks, at least one.
+
+    Returns:
+        The rank of each piece.
+
+    >>> share_out([10, 3, 4, 3], 2)
+    (0, 1, 1, 1)
+    """
+    loads = [0] * n_ranks
+    owners = [0] * len(sizes)
+    for piece in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        owners[piece] = min(range(n_ranks), key=lambda rank: (loads[rank], rank))
+        loads[owners[piece]] += sizes[piece]
+    return tuple(owners)
+
+
+def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
+    """Run `function` on rank 0 only and return its result, which must be picklable, on every rank.
+
+    A failure is raised on every rank, so that none of them waits for a rank that is gone.
+
+    Raises:
+        LightningUnlearnError: on the other ranks, where rank 0 failed with an error of another kind.
+    """
+    result: T | None = None
+    failure: LightningUnlearnError | None = None
+    if strategy.is_global_zero:
+        try:
+            result = function()
+        except LightningUnlearnError as error:
+            failure = error
+        except Exception as error:
+            strategy.broadcast((None, LightningUnlearnError(f"Rank 0 failed: {error!r}")))
+            raise
+    result, failure = strategy.broadcast((result, failure))
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]
