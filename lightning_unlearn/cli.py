@@ -42,7 +42,7 @@ class StoreCommands:
         """
         opened = DeltaStore.open(store)
         report = opened.repair() if repair else opened.verify()
-        Console().print(report.summary(), highlight=False, markup=False)
+        Console().print(str(report), highlight=False, markup=False)
         if not report.ok and not repair:
             raise SystemExit(1)
 
