@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.data.positions import SampleKeys
+from lightning_unlearn.data.positions import RootIndex, SampleKeys
 from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
@@ -203,13 +203,21 @@ class UnlearningDataModule(LightningDataModule):
         """Ascending positions of all other training samples; may be empty."""
         return self._split(self._users_train_loader())[1]
 
+    @property
+    def root_length(self) -> int | None:
+        """Number of samples of the dataset that positions count, beneath subsets and concatenations."""
+        index = RootIndex()
+        index.positions(self._users_train_loader().dataset)
+        return index.length
+
     def forget_loader(self) -> DataLoader[Any]:
         """The data to forget for evaluation: in order, every sample once; the user's transforms are kept as they are.
 
-        Works outside a Trainer: `prepare_data` and `setup("fit")` are called if nobody did.
+        Works outside a Trainer: `prepare_data` and `setup("fit")` are called if nobody did, and what a datamodule does
+        to batches around their transfer is done where they are collated.
         """
         loader = self._users_train_loader()
-        return subset_loader(loader, self._split(loader)[0], part=None)
+        return self._in_order(loader, self._split(loader)[0])
 
     def retain_loader(self) -> DataLoader[Any]:
         """The data to keep for evaluation, as `forget_loader`.
@@ -218,7 +226,7 @@ class UnlearningDataModule(LightningDataModule):
             DeletionRequestError: everything is to be forgotten.
         """
         loader = self._users_train_loader()
-        return subset_loader(loader, self._retained(loader), part=None)
+        return self._in_order(loader, self._retained(loader))
 
     def val_loader(self) -> DataLoader[Any] | None:
         """The user's validation data in order, every sample once; `None` where there is none."""
@@ -261,7 +269,15 @@ class UnlearningDataModule(LightningDataModule):
         if loader is None:
             return None
         loader = check_splittable(loader, f"{name}_dataloader")
-        return subset_loader(loader, range(len(loader.dataset)), part=None)  # type: ignore[arg-type]
+        return self._in_order(loader, range(len(loader.dataset)))  # type: ignore[arg-type]
+
+    def _in_order(self, loader: DataLoader[Any], positions: Iterable[int]) -> DataLoader[Any]:
+        part = subset_loader(loader, positions, part=None)
+        names = ("on_before_batch_transfer", "on_after_batch_transfer")
+        hooks = [hook for name in names if not _inherited(hook := getattr(self._users, name), name)]
+        if hooks:
+            part.collate_fn = functools.partial(_collate, part.collate_fn, hooks)
+        return part
 
     def _part_loaders(self) -> dict[Part, DataLoader[Any]]:
         """The training form of the declared parts, sharded where a process group is running."""
@@ -297,6 +313,13 @@ def _checked_parts(parts: Collection[Part]) -> tuple[Part, ...]:
     if not parts:
         raise ValueError(expected("parts", "at least one part of the data", parts))
     return tuple(part for part in _PARTS if part in parts)
+
+
+def _collate(collate: Callable[..., Any], hooks: list[Callable[..., Any]], samples: Any) -> Any:
+    batch = collate(samples)
+    for hook in hooks:
+        batch = hook(batch, 0)
+    return batch
 
 
 def _give(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -1,0 +1,163 @@
+"""A view of a user's module whose `training_step` can be run outside a Trainer, leaving no trace in the module."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_unlearn.modules.hooks import run_step
+from lightning_unlearn.modules.metrics_swap import MetricCopies
+from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from lightning_unlearn.utilities.facade import facade_class, on_same_state
+from lightning_unlearn.utilities.optimizers import configured_optimizers
+
+__all__ = ["silent_step"]
+
+
+class _Inert:
+    """An optimizer that a manually optimized step may drive without a weight moving."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return closure() if closure is not None else None
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to clear."""
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        yield
+
+
+class _SilentModule(LightningModule):
+    """The user's module with everything that would reach the Trainer, an optimizer or a gradient switched off."""
+
+    __slots__ = ("_inert",)
+
+    _inert: list[_Inert]
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is logged."""
+
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is logged."""
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """Inert stand-ins of the user's optimizers."""
+        return self._inert[0] if len(self._inert) == 1 else self._inert
+
+    def lr_schedulers(self) -> Any:
+        """No schedulers, as after a `configure_optimizers` without any."""
+
+    def manual_backward(self, *args: Any, **kwargs: Any) -> None:
+        """No gradients."""
+
+    def toggle_optimizer(self, *args: Any, **kwargs: Any) -> None:
+        """`requires_grad` stays."""
+
+    def untoggle_optimizer(self, *args: Any, **kwargs: Any) -> None:
+        """`requires_grad` stays."""
+
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """No gradients to clip."""
+
+
+@contextmanager
+def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
+    """Give a function that runs the user's `training_step` on a batch: no logging, no gradient, no optimizer step.
+
+    The step runs on a second object with a *copy* of the module's instance dict, so attributes and lists it fills
+    are the copy's; parameters, buffers and submodules are the module's own (restore buffers and modes around it, if
+    they must not change). Metrics are swapped for empty copies, and where the module has no Trainer an idle one
+    answers for it. The batch goes through the module's transfer hooks.
+
+    Args:
+        model: The user's module, or an `UnlearningModule` around it.
+
+    Yields:
+        Function from a batch and its index to what `training_step` returns.
+    """
+    if isinstance(model, UnlearningModule):
+        model = model._unlearning_pass.user
+    view = _view(model)
+    step = view.training_step
+    dtype = next((parameter.dtype for parameter in view.parameters() if parameter.is_floating_point()), None)
+
+    def cast(item: Tensor) -> Tensor:
+        # What the plugins of true half and double precision do to a step's inputs.
+        return item.to(dtype) if item.is_floating_point() else item
+
+    def run(batch: Any, batch_idx: int) -> Any:
+        batch = view.on_before_batch_transfer(batch, 0)
+        batch = view.transfer_batch_to_device(batch, view.device, 0)
+        batch = view.on_after_batch_transfer(batch, 0)
+        if dtype not in (None, torch.float32):
+            batch = apply_to_collection(batch, Tensor, cast)
+        with torch.no_grad():
+            return run_step(step, batch, batch_idx)
+
+    with ExitStack() as stack:
+        children = [child for child in model.modules() if isinstance(child, LightningModule) and child is not model]
+        trainers = [(child, child._trainer) for child in children]
+        idle = None if view._trainer is not None else _idle_trainer(view)
+        if idle is not None:
+            view.trainer = idle
+        object.__setattr__(view, "_inert", [_Inert(optimizer) for optimizer in _optimizers(view)])
+        stack.enter_context(MetricCopies().in_place(view))
+        try:
+            yield run
+        finally:
+            for child, trainer in trainers:
+                child._trainer = trainer
+
+
+def _view(model: LightningModule) -> Any:
+    # One level deep: the dicts that name submodules and buffers, and the user's own lists, are the view's.
+    state = {
+        name: value.copy() if type(value) in (dict, list, set) else value for name, value in model.__dict__.items()
+    }
+    for name, value in list(state.items()):
+        if getattr(value, "__self__", None) is model:  # a bound method on the instance would lead back to the module
+            del state[name]
+    return on_same_state(facade_class(_SilentModule, type(model)), state)
+
+
+def _optimizers(view: Any) -> list[Optimizer]:
+    """What `self.optimizers()` stands for in the step: the user's for manual steps, else something with groups."""
+    if view.automatic_optimization:
+        return [torch.optim.SGD(list(view.parameters()) or [torch.zeros(1)], lr=0.0)]
+    return configured_optimizers(view.configure_optimizers())[0]
+
+
+def _idle_trainer(view: LightningModule) -> Trainer:
+    """A Trainer that never runs, so that a step may read `self.trainer` and what hangs on it."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "GPU available but not used", for a Trainer that uses nothing
+            trainer = Trainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    finally:
+        logger.setLevel(level)
+    trainer.strategy.connect(view)
+    return trainer
