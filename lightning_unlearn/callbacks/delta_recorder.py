@@ -173,14 +173,15 @@ class DeltaRecorder(Callback):
         return self._settings
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a strategy that cannot be recorded correctly."""
+        """Refuse a strategy that cannot be recorded correctly, and listen to the training loaders.
+
+        Not later: a module that asks for `trainer.estimated_stepping_batches` in `configure_optimizers` makes the
+        Trainer build its loaders between `setup` and `on_fit_start`.
+        """
         if stage != "fit":
             return
         self._uninstall()
         check_strategy(trainer.strategy)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the training loaders."""
         self._identity.install(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ class BatchIdentity:
         return None if resolved.length is None else range(resolved.length)
 
     def install(self, trainer: Trainer) -> None:
-        """Start listening; to be called in `on_fit_start`, before the Trainer makes its iterators.
+        """Start listening; to be called in `setup`, before the Trainer builds its loaders.
 
         Raises:
             UnsupportedStrategyError: `training_step` fetches its batches itself; and, later, as the Trainer sets up its
@@ -154,7 +154,8 @@ class BatchIdentity:
         """Ids of this rank's current batch, in order and with repeats; to be called once in `on_train_batch_start`.
 
         Raises:
-            MissingRequirementError: `sample_id` finds no ids in the batch, or not one for each of its samples.
+            MissingRequirementError: nobody knows who is in the batch: `sample_id` finds no ids in it, or not one for
+                each of its samples, or the loader delivered it unheard.
             DeletionRequestError: an id is neither an int nor a str.
         """
         if self._sample_id is not None:
@@ -164,6 +165,9 @@ class BatchIdentity:
         ahead = len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
         resolved = self._resolve()
         ids = [sample for tap in resolved.taps for sample in resolved.name(tap, tap.take(ahead))]
+        if not ids:
+            remedy = "Pass `sample_id=` (a key of the batch, or a function of it)."
+            raise MissingRequirementError(expected("batch", "one whose indices were drawn by its loader", 0, remedy))
         self._compare_size(batch, len(ids), resolved)
         return ids
 
@@ -234,6 +238,10 @@ class _ResolvedLoaders:
     def __init__(self, combined: Any, sample_keys: SampleKeys | None) -> None:
         self.source = combined
         self.taps = [tap for tap in map(IndexTap.of, combined.flattened) if tap is not None]
+        if len(self.taps) < len(combined.flattened):
+            # Built before anybody listened: whoever trains on them is unknown, and silence would look like consent.
+            rule = "set up while the recorder listens, that is after its `setup`"
+            raise UnsupportedStrategyError(expected("train_dataloader", rule, "loaders that were set up before"))
         roots = RootIndex()
         self._positions: list[NDArray[np.int64] | None] = [roots.positions(tap.loader.dataset) for tap in self.taps]
         self.length = roots.length

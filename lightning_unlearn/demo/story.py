@@ -76,8 +76,8 @@ def _memorised(number: Number) -> str:
         number("grouped", "mislabelled", label, "forget_accuracy") for label in ("original", "retrained twin")
     )
     text = (
-        f"The model gives {original:.0f} % of the mislabelled contributor's 20 images the wrong label they came with; a "
-        f"model retrained without them does so for {twin:.0f} %."
+        f"The model gives {original:.0f} % of the mislabelled contributor's 20 images the wrong label they came with; "
+        f"a model retrained without them does so for {twin:.0f} %."
     )
     if original > twin + 10:
         return f"{text} It memorised them: that is what there is to forget."
