@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
 from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
+from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import check_choice, expected
@@ -32,74 +33,8 @@ class _Settings:
     sample_keys: SampleKeys | None
     parts: tuple[Part, ...]
     seed: int | None
+    plain: bool = False
     done: set[str] = field(default_factory=set)
-
-
-def _inherited(hook: Callable[..., Any], name: str) -> bool:
-    """Whether a bound hook is Lightning's own, so that the user has nothing there."""
-    return getattr(hook, "__func__", None) is getattr(LightningDataModule, name)
-
-
-class _UsersHook:
-    """A hook that runs on the user's own object, so the user's code never meets the names of the wrapper.
-
-    What is returned is the user's bound method (or the replacement that `from_datasets` puts on the instance), so
-    Lightning's question whether a hook is overridden is answered for the user.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: UnlearningDataModule | None, owner: type) -> Any:
-        if instance is None:
-            return getattr(LightningDataModule, self.name)
-        return self.adapted(instance, getattr(instance._users, self.name))
-
-    def __set__(self, instance: UnlearningDataModule, value: Any) -> None:
-        instance.__dict__[self.name] = value  # as if it were set on the user's object: the dict is theirs
-
-    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
-        return hook
-
-
-class _PartwiseHook(_UsersHook):
-    """A batch-transfer hook of the user's, applied to each part of a training batch."""
-
-    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
-        if _inherited(hook, self.name):
-            return hook
-
-        @functools.wraps(hook)
-        def partwise(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(batch, dict) and batch and set(batch) == set(instance._settings.parts):
-                return {part: hook(piece, *args, **kwargs) for part, piece in batch.items()}
-            return hook(batch, *args, **kwargs)
-
-        return partwise
-
-
-class _StageHook(_UsersHook):
-    """`setup` or `teardown` of the user's, remembered, so that loaders outside a Trainer set up once and not twice."""
-
-    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
-        done = instance._settings.done
-
-        @functools.wraps(hook)
-        def remembered(stage: str | None = None) -> None:
-            hook(stage=stage)
-            if self.name == "setup":
-                done.add(str(stage))
-            elif not _inherited(hook, self.name):
-                done.discard(str(stage))
-
-        return remembered
-
-
-class _TrainLoaders(_UsersHook):
-    """The training loaders of the declared parts, in place of the user's one."""
-
-    def adapted(self, instance: UnlearningDataModule, hook: Callable[..., Any]) -> Any:
-        return instance._part_loaders
 
 
 class UnlearningDataModule(LightningDataModule):
@@ -139,19 +74,19 @@ class UnlearningDataModule(LightningDataModule):
     _users: LightningDataModule
     _facade_of: ClassVar[type[UnlearningDataModule]]
 
-    prepare_data: Any = _UsersHook()
-    setup: Any = _StageHook()
-    teardown: Any = _StageHook()
-    train_dataloader: Any = _TrainLoaders()
-    val_dataloader: Any = _UsersHook()
-    test_dataloader: Any = _UsersHook()
-    predict_dataloader: Any = _UsersHook()
-    state_dict: Any = _UsersHook()
-    load_state_dict: Any = _UsersHook()
-    on_exception: Any = _UsersHook()
-    on_before_batch_transfer: Any = _PartwiseHook()
-    transfer_batch_to_device: Any = _PartwiseHook()
-    on_after_batch_transfer: Any = _PartwiseHook()
+    prepare_data: Any = UsersHook()
+    setup: Any = StageHook()
+    teardown: Any = StageHook()
+    train_dataloader: Any = TrainLoaders()
+    val_dataloader: Any = UsersHook()
+    test_dataloader: Any = UsersHook()
+    predict_dataloader: Any = UsersHook()
+    state_dict: Any = UsersHook()
+    load_state_dict: Any = UsersHook()
+    on_exception: Any = UsersHook()
+    on_before_batch_transfer: Any = PartwiseHook()
+    transfer_batch_to_device: Any = PartwiseHook()
+    on_after_batch_transfer: Any = PartwiseHook()
 
     def __new__(cls, data: Any, *args: Any, **kwargs: Any) -> Self:
         """An object of the class `(cls, class of the user's datamodule)` on the user's state."""
@@ -180,10 +115,6 @@ class UnlearningDataModule(LightningDataModule):
         # The class was built on the fly and has no importable name; the user's object pickles by its own rules.
         return _rebuild, (self._facade_of, self._users, self._settings)
 
-    def _unwrap(self) -> LightningDataModule:
-        """The user's own datamodule."""
-        return self._users
-
     @property
     def parts(self) -> tuple[Part, ...]:
         """Parts of a training batch."""
@@ -192,6 +123,15 @@ class UnlearningDataModule(LightningDataModule):
     def with_parts(self, parts: tuple[Part, ...]) -> UnlearningDataModule:
         """The same data and split with other parts in a training batch; both objects may be used."""
         return _rebuild(self._facade_of, self._users, replace(self._settings, parts=_checked_parts(parts)))
+
+    def retain_only(self) -> UnlearningDataModule:
+        """The same data for an ordinary training without the forgotten samples: plain batches of the retain part."""
+        return _rebuild(self._facade_of, self._users, replace(self._settings, parts=("retain",), plain=True))
+
+    @property
+    def users_data(self) -> LightningDataModule:
+        """The user's own datamodule; plain loaders stand in a minimal one."""
+        return self._users
 
     @property
     def forget_positions(self) -> Positions:
@@ -260,7 +200,7 @@ class UnlearningDataModule(LightningDataModule):
 
     def _evaluation_loader(self, name: str, stage: str) -> DataLoader[Any] | None:
         hook = getattr(self._users, f"{name}_dataloader")
-        if _inherited(hook, f"{name}_dataloader"):
+        if inherited(hook, f"{name}_dataloader"):
             return None
         self._prepare(stage)
         loader = hook()
@@ -274,7 +214,7 @@ class UnlearningDataModule(LightningDataModule):
     def _in_order(self, loader: DataLoader[Any], positions: Iterable[int]) -> DataLoader[Any]:
         part = subset_loader(loader, positions, part=None)
         names = ("on_before_batch_transfer", "on_after_batch_transfer")
-        hooks = [hook for name in names if not _inherited(hook := getattr(self._users, name), name)]
+        hooks = [hook for name in names if not inherited(hook := getattr(self._users, name), name)]
         if hooks:
             part.collate_fn = functools.partial(_collate, part.collate_fn, hooks)
         return part

@@ -1,0 +1,78 @@
+"""Hooks of a wrapped datamodule: they run on the user's own object, adapted where a batch has parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from lightning import LightningDataModule
+
+__all__ = ["PartwiseHook", "StageHook", "TrainLoaders", "UsersHook", "inherited"]
+
+
+def inherited(hook: Callable[..., Any], name: str) -> bool:
+    """Whether a bound hook is Lightning's own, so that the user has nothing there."""
+    return getattr(hook, "__func__", None) is getattr(LightningDataModule, name)
+
+
+class UsersHook:
+    """A hook that runs on the user's own object, so the user's code never meets the names of the wrapper.
+
+    What is returned is the user's bound method (or the replacement that `from_datasets` puts on the instance), so
+    Lightning's question whether a hook is overridden is answered for the user.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any | None, owner: type) -> Any:
+        if instance is None:
+            return getattr(LightningDataModule, self.name)
+        return self.adapted(instance, getattr(instance._users, self.name))
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value  # as if it were set on the user's object: the dict is theirs
+
+    def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        return hook
+
+
+class PartwiseHook(UsersHook):
+    """A batch-transfer hook of the user's, applied to each part of a training batch."""
+
+    def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        if inherited(hook, self.name):
+            return hook
+
+        @functools.wraps(hook)
+        def partwise(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(batch, dict) and batch and set(batch) == set(instance._settings.parts):
+                return {part: hook(piece, *args, **kwargs) for part, piece in batch.items()}
+            return hook(batch, *args, **kwargs)
+
+        return partwise
+
+
+class StageHook(UsersHook):
+    """`setup` or `teardown` of the user's, remembered, so that loaders outside a Trainer set up once and not twice."""
+
+    def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        done = instance._settings.done
+
+        @functools.wraps(hook)
+        def remembered(stage: str | None = None) -> None:
+            hook(stage=stage)
+            if self.name == "setup":
+                done.add(str(stage))
+            elif not inherited(hook, self.name):
+                done.discard(str(stage))
+
+        return remembered
+
+
+class TrainLoaders(UsersHook):
+    """The training loaders of the declared parts, in place of the user's one."""
+
+    def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        return instance._plain_retain_loader if instance._settings.plain else instance._part_loaders
