@@ -237,6 +237,9 @@ class UnlearningDataModule(LightningDataModule):
             for part in self.parts
         }
 
+    def _plain_retain_loader(self) -> DataLoader[Any]:
+        return self._part_loaders()["retain"]
+
     def _replicas(self) -> tuple[int, int] | None:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return None

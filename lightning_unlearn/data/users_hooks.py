@@ -35,6 +35,7 @@ class UsersHook:
         instance.__dict__[self.name] = value  # as if it were set on the user's object: the dict is theirs
 
     def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        """What stands in for `hook`, the user's bound method."""
         return hook
 
 
@@ -42,12 +43,14 @@ class PartwiseHook(UsersHook):
     """A batch-transfer hook of the user's, applied to each part of a training batch."""
 
     def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        """What stands in for `hook`, the user's bound method."""
         if inherited(hook, self.name):
             return hook
 
         @functools.wraps(hook)
         def partwise(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(batch, dict) and batch and set(batch) == set(instance._settings.parts):
+            settings = instance._settings
+            if not settings.plain and isinstance(batch, dict) and batch and set(batch) == set(settings.parts):
                 return {part: hook(piece, *args, **kwargs) for part, piece in batch.items()}
             return hook(batch, *args, **kwargs)
 
@@ -58,6 +61,7 @@ class StageHook(UsersHook):
     """`setup` or `teardown` of the user's, remembered, so that loaders outside a Trainer set up once and not twice."""
 
     def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        """What stands in for `hook`, the user's bound method."""
         done = instance._settings.done
 
         @functools.wraps(hook)
@@ -75,4 +79,5 @@ class TrainLoaders(UsersHook):
     """The training loaders of the declared parts, in place of the user's one."""
 
     def adapted(self, instance: Any, hook: Callable[..., Any]) -> Any:
+        """What stands in for `hook`, the user's bound method."""
         return instance._plain_retain_loader if instance._settings.plain else instance._part_loaders
