@@ -64,6 +64,7 @@ class StepStatus(enum.IntEnum):
     UNWATCHED = 1
     OVER_BUDGET = 2
     PURGED = 3
+    LOST = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Helpers that any layer may use: checks, parameters, files, distributed, modes."""

@@ -19,6 +19,7 @@ __all__ = [
     "model_signature",
     "parameter_distance",
     "parameter_norm",
+    "tensors_digest",
     "weights_digest",
 ]
 
@@ -92,6 +93,16 @@ def parameter_distance(module: nn.Module, reference: Mapping[str, Tensor]) -> fl
 
 
 @torch.no_grad()
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest over names, dtypes, shapes and bits; see `weights_digest`, which is this of a module's parameters."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(tensors.items()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
 def weights_digest(module: nn.Module) -> str:
     """Hex digest over the names, dtypes, shapes and bits of all parameters; buffers are left out.
 
@@ -102,9 +113,4 @@ def weights_digest(module: nn.Module) -> str:
     >>> weights_digest(a) == weights_digest(b)
     True
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(module.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+    return tensors_digest(dict(module.named_parameters()))

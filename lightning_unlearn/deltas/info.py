@@ -1,0 +1,133 @@
+"""What a store says of itself: contents, and the result of checking every byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_unlearn.deltas.lineage import LedgerEntry, Run
+from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
+from lightning_unlearn.utilities.checks import shorten
+
+__all__ = ["Damage", "StoreInfo", "VerificationReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store holds.
+
+    Attributes:
+        url: Where it is.
+        store_id: Its id.
+        steps: Recorded steps.
+        stored: Steps whose delta is there.
+        bytes: Size of all its files.
+        bytes_per_kept: Bytes of deltas per kept weight, positions and values together; 0.0 without deltas.
+        kept: Kept weights over all deltas.
+        distinct_ids: Number of different sample ids.
+        seconds: Wall time of all recorded steps.
+        world_size: Ranks that recorded.
+        settings: How deltas were selected and written.
+        data: What is known of the dataset.
+        runs: Training runs.
+        states: Known weights.
+        entries: Subtractions.
+    """
+
+    url: str
+    store_id: str
+    steps: int
+    stored: int
+    bytes: int
+    bytes_per_kept: float
+    kept: int
+    distinct_ids: int
+    seconds: float
+    world_size: int
+    settings: RecordingSettings
+    data: DataFingerprint
+    runs: tuple[Run, ...]
+    states: tuple[ModelState, ...]
+    entries: tuple[LedgerEntry, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value, for a table."""
+        settings = self.settings
+        keep = f"{settings.keep:g}" + (" with overrides" if settings.keep_overrides else "")
+        deltas = f"{self.stored:,}" + (f" ({self.bytes_per_kept:.2f} bytes per kept weight)" if self.kept else "")
+        return [
+            ("store", f"{self.url} ({self.store_id})"),
+            ("steps", f"{self.steps:,} on {self.world_size} rank{'s' * (self.world_size != 1)}"),
+            ("deltas", deltas),
+            ("size", f"{self.bytes / 1e6:,.2f} MB"),
+            ("keep", f"{keep}, {settings.criterion}, by {settings.scope}"),
+            ("values", f"{settings.value_dtype}, {settings.compression or 'not compressed'}"),
+            ("sample ids", f"{self.distinct_ids:,} by {self.data.identity}"),
+            ("training time", f"{self.seconds:,.1f} s"),
+            ("runs", ", ".join(f"{run.kind} from step {run.first}" for run in self.runs) or "none"),
+            ("known weights", f"{len(self.states)}"),
+            ("edits", f"{len(self.entries)}"),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{label}: {value}" for label, value in self.rows())
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged or missing file.
+
+    Attributes:
+        file: Its name in the store.
+        problem: What is wrong with it.
+        steps: Steps whose delta is lost.
+        lost_ids: Steps whose ids are lost as well.
+        repairable: Whether `DeltaStore.repair` can do without the lost part.
+    """
+
+    file: str
+    problem: str
+    steps: tuple[int, ...] = ()
+    lost_ids: tuple[int, ...] = ()
+    repairable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What a check of every byte found.
+
+    Attributes:
+        url: The store.
+        files: Number of files checked.
+        steps: Number of steps checked, over all ranks.
+        damages: What is damaged or missing.
+        orphans: Files that nothing refers to: left by a crash, removed by the next writer. Not damage.
+    """
+
+    url: str
+    files: int
+    steps: int
+    damages: tuple[Damage, ...]
+    orphans: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damages
+
+    @property
+    def damaged_steps(self) -> tuple[int, ...]:
+        """Every step that lost its delta, ascending."""
+        return tuple(sorted({step for damage in self.damages for step in damage.steps}))
+
+    def __str__(self) -> str:
+        head = f"{self.url}: {self.files} files and {self.steps} steps checked, "
+        if self.ok:
+            return head + "nothing damaged"
+        lines = [
+            f"  {damage.file}: {damage.problem}"
+            + (f"; steps {shorten(damage.steps)} lost" if damage.steps else "")
+            + (f", the ids of {shorten(damage.lost_ids)} as well" if damage.lost_ids else "")
+            + ("" if damage.repairable else "; cannot be repaired, restore it from a copy")
+            for damage in self.damages
+        ]
+        return "\n".join([f"{head}{len(self.damages)} damaged", *lines])

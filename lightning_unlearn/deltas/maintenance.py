@@ -1,0 +1,163 @@
+"""Checking every byte of a store, repairing it, and removing people from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from lightning_unlearn.deltas.commits import CommitLog, rank_directory, read_commit
+from lightning_unlearn.deltas.documents import digest_of
+from lightning_unlearn.deltas.info import Damage, VerificationReport
+from lightning_unlearn.deltas.reader import load_segment
+from lightning_unlearn.deltas.records import ENTRY, EncodedStep
+from lightning_unlearn.deltas.rewrite import drop_delta, holds, purge_segment, write_segment
+from lightning_unlearn.deltas.segment import Segment, SegmentRef
+from lightning_unlearn.exceptions import LightningUnlearnError
+from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
+
+__all__ = ["purge", "repair", "total_bytes", "verify"]
+
+_LOCKS = (".lock",)
+
+
+def total_bytes(files: Files, world_size: int) -> int:
+    """Size of all files of a store."""
+    directories = ["", *(f"{rank_directory(rank)}/" for rank in range(world_size))]
+    names = [directory + name for directory in directories for name in files.names(directory.rstrip("/"))]
+    return sum(files.size(name) for name in names if not name.startswith("rank-") or "/" in name)
+
+
+def _salvage(data: bytes, ref: SegmentRef) -> list[EncodedStep | None]:
+    """Every step of a file that is not whole: intact, without its delta, or `None` where the ids are lost as well."""
+    try:
+        segment = Segment(ref, data[: ref.head_bytes])
+    except ValueError:
+        return [None] * (ref.stop - ref.start)
+    steps: list[EncodedStep | None] = []
+    for index in range(segment.n_steps):
+        try:
+            segment.check_record(index)
+        except (ValueError, IndexError, OverflowError):
+            steps.append(None)
+            continue
+        start, stop = segment.payload_span(index)
+        try:
+            segment.check_payload(index, data[start:stop])
+            steps.append(segment.step(index, data[start:stop]))
+        except ValueError:
+            steps.append(drop_delta(segment.step(index), StepStatus.LOST))
+    return steps
+
+
+def _check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | None:
+    name = f"{directory}/{ref.name}"
+    try:
+        data = files.read(name)
+    except OSError:
+        every = tuple(range(ref.start, ref.stop))
+        return Damage(name, "missing", every, every)
+    intact = len(data) == ref.bytes and digest_of(data[: ref.head_bytes]) == ref.digest
+    steps = _salvage(data, ref)
+    lost_ids = tuple(ref.start + index for index, step in enumerate(steps) if step is None)
+    lost = tuple(
+        ref.start + index for index, step in enumerate(steps) if step is None or step.status is StepStatus.LOST
+    )
+    if intact:
+        segment = Segment(ref, data[: ref.head_bytes])
+        lost = tuple(step for step in lost if segment.status[step - ref.start] != StepStatus.LOST)
+    if intact and not lost:
+        return None
+    problem = "truncated" if len(data) < ref.bytes else "longer than it was" if len(data) > ref.bytes else "altered"
+    return Damage(name, problem, lost, lost_ids)
+
+
+def verify(
+    files: Files, store_id: str, world_size: int, documents: Mapping[str, Callable[[], object]]
+) -> VerificationReport:
+    """Read and check everything.
+
+    Args:
+        files: The store's directory.
+        store_id: The store's id.
+        world_size: Number of ranks.
+        documents: Name -> what reads and checks it, raising where it is damaged.
+    """
+    damages, orphans, checked, steps = [], [], 1 + len(documents), 0
+    for name, read in documents.items():
+        try:
+            read()
+        except LightningUnlearnError as error:
+            damages.append(Damage(name, str(error), repairable=False))
+    known = {"store.json", *documents}
+    orphans += [name for name in files.names() if name not in known and not name.startswith("rank-")]
+    for rank in range(world_size):
+        directory = rank_directory(rank)
+        try:
+            commit = read_commit(files, store_id, rank)
+        except (LightningUnlearnError, OSError) as error:
+            damages.append(Damage(directory, str(error), repairable=False))
+            continue
+        live = {f"commit-{commit.number:08d}.json", *(ref.name for ref in commit.segments)}
+        names = files.names(directory)
+        orphans += [f"{directory}/{name}" for name in names if name not in live and not name.endswith(_LOCKS)]
+        checked += len(commit.segments) + (commit.number > 0)
+        steps += commit.n_steps
+        damages += [found for ref in commit.segments if (found := _check_segment(files, directory, ref)) is not None]
+    return VerificationReport(files.url, checked, steps, tuple(damages), tuple(orphans))
+
+
+def _repair_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef) -> SegmentRef:
+    name = f"{log.directory}/{ref.name}"
+    data = files.read(name) if files.exists(name) else b""
+    gone = EncodedStep(0, (), 0, 0.0, StepStatus.LOST, np.empty(0, ENTRY), b"")
+    try:
+        compression = Segment(ref, data[: ref.head_bytes]).compression
+    except ValueError:
+        compression = None
+    steps = [gone if step is None else step for step in _salvage(data, ref)]
+    return write_segment(log, store_id, ref.start, steps, compression)
+
+
+def repair(files: Files, store_id: str, world_size: int, report: VerificationReport) -> None:
+    """Replace every damaged segment by what is left of it, in one commit for each rank."""
+    damaged = {damage.file for damage in report.damages if damage.repairable}
+    unreadable = {damage.file for damage in report.damages if not damage.repairable}
+    for rank in range(world_size):
+        directory = rank_directory(rank)
+        if directory in unreadable or not any(name.startswith(f"{directory}/") for name in damaged):
+            continue
+        log = CommitLog(files, store_id, rank)
+        try:
+            log.commit(
+                [
+                    _repair_segment(files, log, store_id, ref) if f"{directory}/{ref.name}" in damaged else ref
+                    for ref in log.head.segments
+                ]
+            )
+            log.clean()
+        finally:
+            log.release()
+
+
+def purge(
+    files: Files, store_id: str, world_size: int, sample_ids: Collection[SampleId], steps: Collection[int]
+) -> None:
+    """Remove ids from every step and the deltas of `steps`, over all ranks."""
+    for rank in range(world_size):
+        log = CommitLog(files, store_id, rank)
+        try:
+            segments = []
+            for ref in log.head.segments:
+                segment = load_segment(files, log.directory, ref)
+                found = holds(segment, sample_ids, steps)
+                segments.append(purge_segment(files, log, store_id, ref, sample_ids, steps) if found else ref)
+            if tuple(segments) != log.head.segments:
+                log.commit(segments)
+            log.clean()
+        finally:
+            log.release()
+    for name in files.names():
+        if name.startswith(TEMPORARY_PREFIX):
+            files.delete(name)
