@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_unlearn.procedures.outputs import ModelOutputs
 from lightning_unlearn.procedures.verdict import Estimate, Evidence
 
-__all__ = ["gather_evidence", "mean_estimate"]
+__all__ = ["gather_evidence", "mean_estimate", "share_estimate"]
 
 
 def mean_estimate(values: Tensor) -> Estimate:
@@ -23,6 +23,17 @@ def mean_estimate(values: Tensor) -> Estimate:
     values = values.double()
     error = float(values.std()) / math.sqrt(values.numel()) if values.numel() > 1 else 0.0
     return Estimate(float(values.mean()), error)
+
+
+def share_estimate(hits: Tensor) -> Estimate:
+    """Share of true entries with a standard error that is not zero where all are alike (Agresti and Coull 1998).
+
+    >>> print(share_estimate(torch.ones(20, dtype=torch.bool)))
+    100 ± 6 points
+    """
+    count, n = int(hits.sum()), hits.numel()
+    smoothed = (count + 2) / (n + 4)
+    return Estimate(count / n, math.sqrt(smoothed * (1 - smoothed) / (n + 4)))
 
 
 def _training_noise(
@@ -42,12 +53,15 @@ def _training_noise(
 def _held_out_excess(forget: ModelOutputs, test: ModelOutputs, altered: Tensor | None) -> Estimate:
     """Confidence on the forget set minus what the same model gives to labels it never saw.
 
-    For a sample with an altered label that is at most what the model leaves to all wrong labels of a held-out sample.
+    Of an altered label no more is known than that it gets something between nothing and all that the model leaves to
+    the wrong labels of a held-out sample; within that range the excess is zero.
     """
     seen, unseen = mean_estimate(forget.confidences), mean_estimate(test.confidences)
     share = 0.0 if altered is None else float(altered.double().mean())
-    expected = (1 - share) * unseen.value + share * (1 - unseen.value)
-    return Estimate(seen.value - expected, math.hypot(seen.error, unseen.error))
+    least = (1 - share) * unseen.value
+    most = least + share * (1 - unseen.value)
+    excess = seen.value - min(max(seen.value, least), most)
+    return Estimate(excess, math.hypot(seen.error, unseen.error))
 
 
 def gather_evidence(

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.membership import cross_entropy_per_sample
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.modes import evaluating, isolated_rng
 
 __all__ = ["Adapter", "ModelOutputs", "collect_outputs", "collect_outputs_together", "default_adapter"]
 
@@ -89,19 +90,17 @@ def _check(logits: Any, targets: Any, error: type[Exception], remedy: str) -> No
 
 
 @contextlib.contextmanager
-def _evaluating(module: LightningModule, device: torch.device | str | None) -> Iterator[torch.device]:
+def _evaluating_on(module: LightningModule, device: torch.device | str | None) -> Iterator[torch.device]:
     """Eval mode on `device`; every submodule's own mode and the module's device come back, whatever happens."""
-    home, modes = module.device, [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        if device is not None:
-            module.to(device)
-        yield module.device
-    finally:
-        for part, training in modes:
-            part.training = training
-        if device is not None:
-            module.to(home)
+    home = module.device
+    with evaluating(module):
+        try:
+            if device is not None:
+                module.to(device)
+            yield module.device
+        finally:
+            if device is not None:
+                module.to(home)
 
 
 def _moved(module: LightningModule, batch: Any, device: torch.device) -> Any:
@@ -123,7 +122,7 @@ def collect_outputs_together(
     All models therefore see the same samples in the same order with the same augmentation, even where the loader
     shuffles: what they return may be compared sample by sample. Models run in eval mode without gradients; their
     modes and device are restored, no hook of training or validation runs and nothing is logged. The global random
-    state of the CPU is what it was before.
+    states are what they were before.
 
     Args:
         models: Name -> module.
@@ -136,13 +135,13 @@ def collect_outputs_together(
 
     Raises:
         MissingRequirementError: a batch, the logits or the targets are not of the expected form; an adapter is needed.
-        ValueError: the loader is empty, or an output is not finite enough to score (NaN).
+        ValueError: the loader is empty.
     """
     run = adapter or default_adapter
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack, torch.no_grad():
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        devices = {name: stack.enter_context(_evaluating(model, device)) for name, model in models.items()}
+        stack.enter_context(isolated_rng())
+        devices = {name: stack.enter_context(_evaluating_on(model, device)) for name, model in models.items()}
         for batch in loader:
             for name, model in models.items():
                 logits, targets = run(model, _moved(model, batch, devices[name]))

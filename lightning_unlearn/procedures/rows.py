@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_unlearn.functional.divergences import kl_to_reference
 from lightning_unlearn.functional.membership import membership_auroc, membership_auroc_error
 from lightning_unlearn.functional.weight_distance import verification_error
-from lightning_unlearn.procedures.evidence import mean_estimate
+from lightning_unlearn.procedures.evidence import mean_estimate, share_estimate
 from lightning_unlearn.procedures.outputs import ModelOutputs
 from lightning_unlearn.procedures.verdict import Estimate
 from lightning_unlearn.results import MetricValue, ModelRole, Target
@@ -106,7 +106,7 @@ def _scores(comparison: Comparison) -> list[MetricValue]:
     """Accuracy on every split, loss and confidence on the forget set."""
 
     def accuracy(outputs: ModelOutputs) -> Estimate:
-        return mean_estimate(outputs.correct)
+        return share_estimate(outputs.correct)
 
     def loss(outputs: ModelOutputs) -> Estimate:
         return mean_estimate(outputs.losses)
@@ -152,7 +152,7 @@ def _true_label_accuracy(comparison: Comparison) -> list[MetricValue]:
         return []
 
     def measure(role: ModelRole) -> tuple[float, float | None]:
-        return _pair(mean_estimate(true[role].correct))
+        return _pair(share_estimate(true[role].correct))
 
     right = measure("retrained")[0] if "retrained" in comparison.models else None
     label = "Accuracy on the forget set, true labels"
