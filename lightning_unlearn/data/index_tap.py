@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_unlearn.data.loader_view import loader_view
+from lightning_unlearn.data.loader_view import loader_view, release_workers
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
@@ -96,19 +96,15 @@ class IndexTap:
     def __init__(self, loader: DataLoader[Any]) -> None:
         check_tappable(loader)
         self.loader = loader
-        self._inner = loader._index_sampler
-        sampler = _RecordingSampler(self._inner)
+        sampler = _RecordingSampler(loader._index_sampler)
         delivered = self._delivered = deque[list[Any]]()
+        # Two views, so that the inner one binds workers that are already there to the recording sampler.
+        listening = loader_view(loader, {"_index_sampler": property(lambda view: sampler)})
 
         def iterate(view: Any) -> Iterator[Any]:
-            # Persistent workers come with an iterator of an earlier fit, which would draw from its own sampler.
-            if getattr(view, "_iterator", None) is not None:
-                view._iterator._index_sampler = sampler
-            iterator = type(loader).__iter__(view)
-            return _Deliveries(iterator, sampler.queue, delivered)
+            return _Deliveries(iter(listening), sampler.queue, delivered)
 
-        names = {"_index_sampler": property(lambda view: sampler), "__iter__": iterate, "_index_tap": self}
-        self.view = loader_view(loader, names)
+        self.view = loader_view(listening, {"__iter__": iterate, "_index_tap": self})
 
     @staticmethod
     def of(loader: Any) -> IndexTap | None:
@@ -131,8 +127,6 @@ class IndexTap:
         self._delivered.clear()
 
     def close(self) -> None:
-        """Leave workers that outlive the fit with the loader's own sampler."""
+        """Forget everything, and leave workers that outlive the fit with the loader's own sampler."""
         self.clear()
-        iterator = getattr(self.loader, "_iterator", None)
-        if iterator is not None:
-            iterator._index_sampler = self._inner
+        release_workers(self.loader)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-__all__ = ["LoaderStep", "add_loader_step", "loader_view"]
+__all__ = ["LoaderStep", "add_loader_step", "loader_view", "release_workers"]
 
 LoaderStep: TypeAlias = Callable[[Any], Any]
 """Takes a training loader as the Trainer would use it and returns the one to use instead."""
@@ -41,11 +41,29 @@ def loader_view(loader: DataLoader[Any], attributes: Mapping[str, Any]) -> DataL
     def reduce(self: Any, protocol: Any) -> Any:
         return loader.__reduce_ex__(protocol)
 
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": reduce}
+    def iterate(self: Any) -> Any:
+        # Persistent workers come with an iterator of an earlier fit, which would draw from its own sampler.
+        if getattr(self, "_iterator", None) is not None:
+            self._iterator._index_sampler = self._index_sampler
+        return base.__iter__(self)
+
+    names = {
+        "__iter__": iterate,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__reduce_ex__": reduce,
+    }
     view_class = types.new_class(base.__name__, (base,), exec_body=lambda body: body.update({**names, **attributes}))
     view: DataLoader[Any] = object.__new__(view_class)
     object.__setattr__(view, "__dict__", vars(loader))
     return view
+
+
+def release_workers(loader: DataLoader[Any]) -> None:
+    """Leave workers that outlive a view of `loader` with the loader's own sampler."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._index_sampler = loader._index_sampler
 
 
 class _LoaderPipeline:

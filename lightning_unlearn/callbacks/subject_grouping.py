@@ -1,0 +1,140 @@
+"""Grouped batches for an existing Trainer, without a change to dataset, loader or module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
+from lightning_unlearn.data.loader_view import add_loader_step, loader_view, release_workers
+from lightning_unlearn.data.sample_ids import root_length, root_positions
+from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.types import SampleId
+from lightning_unlearn.utilities.checks import check_fraction, check_positive_int, expected
+
+__all__ = ["SubjectGrouping"]
+
+_ORDER = 0  # before anything that listens to the loader
+
+
+class SubjectGrouping(Callback):
+    """Replaces the batches of the training loader by those of `SubjectGroupedBatchSampler`.
+
+    Batch size, `drop_last`, workers and everything else stay the loader's own, and the loader itself is not changed.
+    Works with one device and with DDP. Put it next to `DeltaRecorder`, in any order.
+
+    Args:
+        subjects: Subject of each row of the underlying dataset (or of the loader's dataset), `None` where not grouped.
+        max_share: Largest share of a global batch for one subject.
+        seed: Seed of the order.
+        labels: Class of each row, like `subjects`; a warning is given where batches come out near one class.
+
+    Raises:
+        ValueError: an argument is out of range.
+        UnsupportedStrategyError: in `fit`, before training: several loaders, iterable data, or a loader with its own
+            batch sampler or a sampler that is neither random nor sequential.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[SampleId | None],
+        *,
+        max_share: float = 0.5,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if labels is not None and len(labels) != len(subjects):
+            raise ValueError(expected("labels", f"one for each of the {len(subjects)} subjects", len(labels)))
+        self._subjects = list(subjects)
+        self._labels = None if labels is None else [int(label) for label in labels]
+        self._max_share = check_fraction("max_share", max_share)
+        self._seed = check_positive_int("seed", seed, zero=True)
+        self._remove: Callable[[], None] | None = None
+        self._loaders: list[DataLoader[Any]] = []
+        self._trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the training loader pass through this callback."""
+        if stage == "fit":
+            self._uninstall()
+            self._trainer = trainer
+            self._remove = add_loader_step(trainer, self._group, order=_ORDER)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse several loaders, whose batches together make a step."""
+        combined = trainer.fit_loop._combined_loader
+        n_loaders = 0 if combined is None else len(combined.flattened)
+        if n_loaders != 1:
+            raise UnsupportedStrategyError(expected("train_dataloader", "one loader", f"{n_loaders} of them"))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        self._uninstall()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        if stage == "fit":
+            self._uninstall()
+
+    def _uninstall(self) -> None:
+        if self._remove is not None:
+            self._remove()
+        for loader in self._loaders:
+            release_workers(loader)
+        self._remove, self._loaders, self._trainer = None, [], None
+
+    def _group(self, loader: Any) -> Any:
+        trainer = self._trainer
+        _check_loader(loader)
+        if trainer is None:
+            return loader
+        chosen = self._rows(loader.dataset)
+        replicas = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        sampler = SubjectGroupedBatchSampler(
+            [self._subjects[row] for row in chosen],
+            loader.batch_size,
+            max_share=self._max_share,
+            drop_last=loader.drop_last,
+            seed=self._seed,
+            labels=None if self._labels is None else [self._labels[row] for row in chosen],
+            **replicas,
+        )
+        # Workers fetch before Lightning announces the epoch, which matters when a run is resumed.
+        sampler.set_epoch(trainer.current_epoch)
+        self._loaders.append(loader)
+        return loader_view(loader, {"batch_sampler": property(lambda view: sampler)})
+
+    def _rows(self, dataset: Any) -> Sequence[int]:
+        """For each row of the loader's dataset its place in `subjects`."""
+        positions = root_positions(dataset)
+        length = root_length(dataset)
+        if len(self._subjects) == length:
+            return range(length) if positions is None else positions.tolist()
+        if len(self._subjects) == len(dataset):
+            return range(len(dataset))
+        rule = f"one for each of the {length} samples of the underlying dataset"
+        raise ValueError(expected("subjects", rule, f"{len(self._subjects)} subjects"))
+
+
+def _check_loader(loader: Any) -> None:
+    name, remedy = "train_dataloader", "Build its batches with `SubjectGroupedBatchSampler` yourself."
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        got = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
+        raise UnsupportedStrategyError(expected(name, "a DataLoader over map-style data", got))
+    if type(loader.batch_sampler) is not BatchSampler:
+        got = type(loader.batch_sampler).__name__
+        raise UnsupportedStrategyError(expected(name, "a DataLoader without a batch sampler of its own", got, remedy))
+    if not isinstance(loader.sampler, RandomSampler | SequentialSampler | DistributedSampler):
+        got = type(loader.sampler).__name__
+        raise UnsupportedStrategyError(expected(name, "a DataLoader with a random or sequential sampler", got, remedy))
