@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
 from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
-from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited
+from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited, owned
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import check_choice, expected
@@ -120,10 +120,12 @@ class UnlearningDataModule(LightningDataModule):
         """Parts of a training batch."""
         return self._settings.parts
 
+    @owned
     def with_parts(self, parts: tuple[Part, ...]) -> UnlearningDataModule:
         """The same data and split with other parts in a training batch; both objects may be used."""
         return _rebuild(self._facade_of, self._users, replace(self._settings, parts=_checked_parts(parts)))
 
+    @owned
     def retain_only(self) -> UnlearningDataModule:
         """The same data for an ordinary training without the forgotten samples: plain batches of the retain part."""
         return _rebuild(self._facade_of, self._users, replace(self._settings, parts=("retain",), plain=True))
@@ -136,47 +138,51 @@ class UnlearningDataModule(LightningDataModule):
     @property
     def forget_positions(self) -> Positions:
         """Ascending positions of the samples to forget in the training loader's dataset."""
-        return self._split(self._users_train_loader())[0]
+        return self.__split(self.__users_train_loader())[0]
 
     @property
     def retain_positions(self) -> Positions:
         """Ascending positions of all other training samples; may be empty."""
-        return self._split(self._users_train_loader())[1]
+        return self.__split(self.__users_train_loader())[1]
 
     @property
     def root_length(self) -> int | None:
         """Number of samples of the dataset that positions count, beneath subsets and concatenations."""
         index = RootIndex()
-        index.positions(self._users_train_loader().dataset)
+        index.positions(self.__users_train_loader().dataset)
         return index.length
 
+    @owned
     def forget_loader(self) -> DataLoader[Any]:
         """The data to forget for evaluation: in order, every sample once; the user's transforms are kept as they are.
 
         Works outside a Trainer: `prepare_data` and `setup("fit")` are called if nobody did, and what a datamodule does
         to batches around their transfer is done where they are collated.
         """
-        loader = self._users_train_loader()
-        return self._in_order(loader, self._split(loader)[0])
+        loader = self.__users_train_loader()
+        return self.__in_order(loader, self.__split(loader)[0])
 
+    @owned
     def retain_loader(self) -> DataLoader[Any]:
         """The data to keep for evaluation, as `forget_loader`.
 
         Raises:
             DeletionRequestError: everything is to be forgotten.
         """
-        loader = self._users_train_loader()
-        return self._in_order(loader, self._retained(loader))
+        loader = self.__users_train_loader()
+        return self.__in_order(loader, self.__retained(loader))
 
+    @owned
     def val_loader(self) -> DataLoader[Any] | None:
         """The user's validation data in order, every sample once; `None` where there is none."""
-        return self._evaluation_loader("val", "fit")
+        return self.__evaluation_loader("val", "fit")
 
+    @owned
     def test_loader(self) -> DataLoader[Any] | None:
         """The user's test data in order, every sample once; `None` where there is none."""
-        return self._evaluation_loader("test", "test")
+        return self.__evaluation_loader("test", "test")
 
-    def _prepare(self, stage: str) -> None:
+    def __prepare(self, stage: str) -> None:
         done = self._settings.done
         if self._users.trainer is None and "prepare_data" not in done:
             self._users.prepare_data()
@@ -184,34 +190,34 @@ class UnlearningDataModule(LightningDataModule):
         if stage not in done:
             self.setup(stage=stage)
 
-    def _users_train_loader(self) -> DataLoader[Any]:
-        self._prepare("fit")
+    def __users_train_loader(self) -> DataLoader[Any]:
+        self.__prepare("fit")
         return check_splittable(self._users.train_dataloader())
 
-    def _split(self, loader: DataLoader[Any]) -> tuple[Positions, Positions]:
+    def __split(self, loader: DataLoader[Any]) -> tuple[Positions, Positions]:
         return split_positions(loader, self._settings.forget, self._settings.sample_keys)
 
-    def _retained(self, loader: DataLoader[Any]) -> Positions:
-        retained = self._split(loader)[1]
+    def __retained(self, loader: DataLoader[Any]) -> Positions:
+        retained = self.__split(loader)[1]
         if not retained.size:
             rule = "fewer samples than the training data has"
             raise DeletionRequestError(expected("forget", rule, f"all {len(self._settings.forget)} of them"))
         return retained
 
-    def _evaluation_loader(self, name: str, stage: str) -> DataLoader[Any] | None:
+    def __evaluation_loader(self, name: str, stage: str) -> DataLoader[Any] | None:
         hook = getattr(self._users, f"{name}_dataloader")
         if inherited(hook, f"{name}_dataloader"):
             return None
-        self._prepare(stage)
+        self.__prepare(stage)
         loader = hook()
         if isinstance(loader, (list, tuple)) and len(loader) <= 1:
             loader = loader[0] if loader else None
         if loader is None:
             return None
         loader = check_splittable(loader, f"{name}_dataloader")
-        return self._in_order(loader, range(len(loader.dataset)))  # type: ignore[arg-type]
+        return self.__in_order(loader, range(len(loader.dataset)))  # type: ignore[arg-type]
 
-    def _in_order(self, loader: DataLoader[Any], positions: Iterable[int]) -> DataLoader[Any]:
+    def __in_order(self, loader: DataLoader[Any], positions: Iterable[int]) -> DataLoader[Any]:
         part = subset_loader(loader, positions, part=None)
         names = ("on_before_batch_transfer", "on_after_batch_transfer")
         hooks = [hook for name in names if not inherited(hook := getattr(self._users, name), name)]
@@ -219,12 +225,13 @@ class UnlearningDataModule(LightningDataModule):
             part.collate_fn = functools.partial(_collate, part.collate_fn, hooks)
         return part
 
+    @owned
     def _part_loaders(self) -> dict[Part, DataLoader[Any]]:
         """The training form of the declared parts, sharded where a process group is running."""
-        loader = self._users_train_loader()
-        positions = {"forget": self._split(loader)[0]}
+        loader = self.__users_train_loader()
+        positions = {"forget": self.__split(loader)[0]}
         if "retain" in self.parts:
-            positions["retain"] = self._retained(loader)
+            positions["retain"] = self.__retained(loader)
         seed = self._settings.seed
         return {
             part: subset_loader(
@@ -232,15 +239,16 @@ class UnlearningDataModule(LightningDataModule):
                 positions[part],
                 part=part,
                 seed=None if seed is None else seed + _PARTS.index(part),
-                replicas=self._replicas(),
+                replicas=self.__replicas(),
             )
             for part in self.parts
         }
 
+    @owned
     def _plain_retain_loader(self) -> DataLoader[Any]:
         return self._part_loaders()["retain"]
 
-    def _replicas(self) -> tuple[int, int] | None:
+    def __replicas(self) -> tuple[int, int] | None:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return None
         trainer = self._users.trainer

@@ -263,7 +263,9 @@ def subset_loader(
         rule = f"at least one position below {len(loader.dataset)}"  # type: ignore[arg-type]
         raise DeletionRequestError(expected("positions", rule, chosen[:5]))
     batching = _batching(loader)
-    if replicas is not None and part is not None and (batching.policy is not None or batching.lists):
+    # Grouping by data subject serves deletion, not learning: what is kept is drawn freely.
+    filtered = batching.policy is not None and part == "retain" and not hasattr(batching.policy, "subjects")
+    if replicas is not None and part is not None and (filtered or batching.lists):
         found = type(batching.policy or loader.sampler)
         remedy = "Its batches cannot be shared out over processes; use a plain DataLoader, or one device."
         raise UnsupportedStrategyError(expected("data", "a loader without a batch sampler of its own", found, remedy))
@@ -276,9 +278,7 @@ def subset_loader(
     if part is None:
         settings["persistent_workers"] = False
     subset: Subset[Any] = Subset(loader.dataset, chosen)
-    # Grouping by data subject serves deletion, not learning: what is kept is drawn freely.
-    grouped = hasattr(batching.policy, "subjects")
-    if batching.policy is not None and part == "retain" and not grouped:
+    if filtered:
         return DataLoader(subset, batch_sampler=FilteredBatchSampler(batching.policy, chosen), **settings)
     own: Any = RandomSampler(subset) if batching.policy is not None else batching.sampler
     sampler = _part_sampler(own, subset, part, generator, seed, replicas)

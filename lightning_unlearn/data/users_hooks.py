@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lightning import LightningDataModule
 
-__all__ = ["PartwiseHook", "StageHook", "TrainLoaders", "UsersHook", "inherited"]
+__all__ = ["PartwiseHook", "StageHook", "TrainLoaders", "UsersHook", "inherited", "owned"]
 
 
 def inherited(hook: Callable[..., Any], name: str) -> bool:
     """Whether a bound hook is Lightning's own, so that the user has nothing there."""
     return getattr(hook, "__func__", None) is getattr(LightningDataModule, name)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Owned:
+    """A method that an attribute of the same name on the user's object does not hide: a data descriptor."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any | None, owner: type) -> Any:
+        return self.function if instance is None else types.MethodType(self.function, instance)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value  # the user's attribute, for the user's code
+
+
+def owned(function: F) -> F:
+    """Mark a method of a wrapper whose name a user may well have given to an attribute, such as `test_loader`."""
+    return cast(F, _Owned(function))
 
 
 class UsersHook:
@@ -67,10 +93,11 @@ class StageHook(UsersHook):
         @functools.wraps(hook)
         def remembered(stage: str | None = None) -> None:
             hook(stage=stage)
+            stage_name = str(getattr(stage, "value", stage))  # a Trainer passes its enum
             if self.name == "setup":
-                done.add(str(stage))
+                done.add(stage_name)
             elif not inherited(hook, self.name):
-                done.discard(str(stage))
+                done.discard(stage_name)
 
         return remembered
 
