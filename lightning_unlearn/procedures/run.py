@@ -23,6 +23,7 @@ from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.deltas.withdraw import withdraw_pass
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnlearningWarning
 from lightning_unlearn.methods.base import (
     EditContext,
@@ -208,7 +209,7 @@ class _Pass:
         self.stages: list[StageResult] = []
         self.notes: list[str] = []
         self.entry_id: str | None = None
-        self.recorded_from: int | None = None
+        self.steps_before = None if store is None else store.n_steps
         self.before = self._probe()
         self.after = self.before
 
@@ -228,10 +229,8 @@ class _Pass:
 
     def withdraw(self) -> None:
         """Take the pass out of the store: the model it made is not the one that is returned."""
-        if self.ledger is not None and self.entry_id is not None:
-            if self.recorded_from is not None and self.store is not None:
-                self.store.drop_run(self.recorded_from)
-            self.ledger.withdraw(self.entry_id)
+        if self.store is not None and self.steps_before is not None:
+            withdraw_pass(self.store, entry_id=self.entry_id, n_steps=self.steps_before)
 
     def _probe(self) -> Mapping[str, float]:
         samples = self.settings.probe_samples
@@ -308,7 +307,10 @@ class _Pass:
     def _repair_recorder(self) -> list[Any]:
         """Record training steps of a pass as well: the retain samples in them may be asked for next."""
         store = self.store
-        if store is None or store.state_of(weights_digest(self.module)) is None:
+        if store is None:
+            return []
+        store.refresh()  # the ledger and an earlier stage write through objects of their own
+        if store.state_of(weights_digest(self.module)) is None:
             return []
         identity = store.data.identity
         needed = {"key": self.settings.sample_keys, "batch": self.settings.sample_id, "position": True}[identity]
@@ -319,7 +321,6 @@ class _Pass:
             )
             warnings.warn(self.notes[-1], UnlearningWarning, stacklevel=2)
             return []
-        self.recorded_from = store.n_steps
         return [
             DeltaRecorder.like(
                 store, kind="repair", sample_id=self.settings.sample_id, sample_keys=self.settings.sample_keys
