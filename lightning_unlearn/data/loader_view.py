@@ -21,6 +21,10 @@ LoaderStep: TypeAlias = Callable[[Any], Any]
 """Takes a training loader as the Trainer would use it and returns the one to use instead."""
 
 
+def _itself(loader: Any) -> Any:
+    return loader
+
+
 def loader_view(loader: DataLoader[Any], attributes: Mapping[str, Any]) -> DataLoader[Any]:
     """Another face of `loader`: an instance of a subclass of its class that shares its `__dict__`.
 
@@ -39,7 +43,8 @@ def loader_view(loader: DataLoader[Any], attributes: Mapping[str, Any]) -> DataL
     base = type(loader)
 
     def reduce(self: Any, protocol: Any) -> Any:
-        return loader.__reduce_ex__(protocol)
+        # An identity that pickles: the original itself takes the place of the view.
+        return _itself, (loader,)
 
     def iterate(self: Any) -> Any:
         # Persistent workers come with an iterator of an earlier fit, which would draw from its own sampler.

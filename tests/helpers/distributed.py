@@ -25,6 +25,8 @@ def _serve(rank, rendezvous, connection):
     # Lightning then takes the processes as given by an outer launcher, so a real Trainer runs inside the pool.
     os.environ.update({"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
     os.environ["OMP_NUM_THREADS"] = "1"
+    # A spawned process would spawn its own children, too, and loader workers would import everything again.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
     import torch.distributed as dist
 
