@@ -30,7 +30,6 @@ from lightning_unlearn.methods.base import (
     LossMethod,
     Procedure,
     ProcedureContext,
-    Requirement,
     UnlearningMethod,
     WeightEdit,
 )
@@ -44,6 +43,7 @@ from lightning_unlearn.procedures.guards import (
     warn_if_unchanged,
 )
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
+from lightning_unlearn.procedures.planning import available_requirements, make_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.trainers import TrainerSource
 from lightning_unlearn.results import StageResult
@@ -143,36 +143,6 @@ def run_pass(
         notes=tuple(work.notes),
         leftovers=leftovers_of(store, plan),
     )
-
-
-def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
-    """What is at hand for a method."""
-    present = set()
-    if data is not None:
-        present |= {Requirement.RETAIN_DATA, Requirement.FORGET_DATA}
-    if store is not None:
-        present |= {Requirement.DELTAS, Requirement.INITIAL_WEIGHTS}
-        if store.settings.is_dense:
-            present.add(Requirement.DENSE_DELTAS)
-    return present
-
-
-def make_plan(
-    request: DeletionRequest,
-    model: LightningModule,
-    method: UnlearningMethod,
-    store: DeltaStore | None,
-    ledger: DeletionLedger | None,
-) -> DeletionPlan | None:
-    """The plan for this method; `None` where there is no store to plan with."""
-    if store is None:
-        return None
-    if isinstance(method, WeightEdit):
-        return request.plan(store, model, scale=method.scale, keep=method.keep, ledger=ledger)
-    # A method that subtracts nothing runs on weights the store does not know as well (EMA, a later unrecorded fit).
-    if store.state_of(weights_digest(model)) is None:
-        return None
-    return request.plan(store, model, ledger=ledger)
 
 
 def damage_sentence(before: Mapping[str, float], after: Mapping[str, float], rolled_back: bool) -> str:

@@ -1,0 +1,45 @@
+"""What is known before a pass: what is at hand for a method, and what the request would do."""
+
+from __future__ import annotations
+
+from lightning import LightningModule
+
+from lightning_unlearn.data.datamodule import UnlearningDataModule
+from lightning_unlearn.deltas.ledger import DeletionLedger
+from lightning_unlearn.deltas.plan import DeletionPlan
+from lightning_unlearn.deltas.request import DeletionRequest
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.methods.base import Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.utilities.parameters import weights_digest
+
+__all__ = ["available_requirements", "make_plan"]
+
+
+def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
+    """What is at hand for a method."""
+    present = set()
+    if data is not None:
+        present |= {Requirement.RETAIN_DATA, Requirement.FORGET_DATA}
+    if store is not None:
+        present |= {Requirement.DELTAS, Requirement.INITIAL_WEIGHTS}
+        if store.settings.is_dense:
+            present.add(Requirement.DENSE_DELTAS)
+    return present
+
+
+def make_plan(
+    request: DeletionRequest,
+    model: LightningModule,
+    method: UnlearningMethod,
+    store: DeltaStore | None,
+    ledger: DeletionLedger | None,
+) -> DeletionPlan | None:
+    """The plan for this method; `None` where there is no store to plan with."""
+    if store is None:
+        return None
+    if isinstance(method, WeightEdit):
+        return request.plan(store, model, scale=method.scale, keep=method.keep, ledger=ledger)
+    # A method that subtracts nothing runs on weights the store does not know as well (EMA, a later unrecorded fit).
+    if store.state_of(weights_digest(model)) is None:
+        return None
+    return request.plan(store, model, ledger=ledger)
