@@ -45,6 +45,7 @@ class StepIndex:
         self._segments = [segment for segments in ranks for segment in segments]
         self.batch_sizes = self._merge(np.int64, lambda segment: segment.batch_size, np.add)
         self.seconds = self._merge(np.float64, lambda segment: segment.seconds, np.maximum)
+        self.optimizer = self._merge(np.int32, lambda segment: segment.optimizer, np.minimum)
         # the numbers of the statuses ascend in what is lost, so the largest is that of the merged step
         self.status = self._merge(np.uint8, lambda segment: segment.status, np.maximum)
 

@@ -14,7 +14,15 @@ from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.types import ModelState, OptimizerInfo, Scale
 from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["Keep", "LedgerEntry", "Lineage", "Run", "RunKind", "lineage_from_dict", "lineage_to_dict"]
+__all__ = [
+    "Keep",
+    "LedgerEntry",
+    "Lineage",
+    "Run",
+    "RunKind",
+    "lineage_from_dict",
+    "lineage_to_dict",
+]
 
 RunKind: TypeAlias = Literal["fit", "repair"]
 Keep: TypeAlias = float | Mapping[str, float] | None

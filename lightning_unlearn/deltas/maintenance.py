@@ -10,7 +10,7 @@ from lightning_unlearn.deltas.commits import CommitLog, rank_directory, read_com
 from lightning_unlearn.deltas.documents import digest_of
 from lightning_unlearn.deltas.info import Damage, VerificationReport
 from lightning_unlearn.deltas.reader import load_segment
-from lightning_unlearn.deltas.records import ENTRY, EncodedStep
+from lightning_unlearn.deltas.records import ENTRY, UNKNOWN_OPTIMIZER, EncodedStep
 from lightning_unlearn.deltas.rewrite import drop_delta, holds, purge_segment, write_segment
 from lightning_unlearn.deltas.segment import Segment, SegmentRef
 from lightning_unlearn.exceptions import LightningUnlearnError
@@ -111,7 +111,7 @@ def verify(
 def _repair_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef) -> SegmentRef:
     name = f"{log.directory}/{ref.name}"
     data = files.read(name) if files.exists(name) else b""
-    gone = EncodedStep(0, (), 0, 0.0, StepStatus.LOST, np.empty(0, ENTRY), b"")
+    gone = EncodedStep(UNKNOWN_OPTIMIZER, (), 0, 0.0, StepStatus.LOST, np.empty(0, ENTRY), b"")
     try:
         compression = Segment(ref, data[: ref.head_bytes]).compression
     except ValueError:

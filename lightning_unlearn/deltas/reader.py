@@ -85,7 +85,7 @@ class StoreReader:
         ids: tuple[SampleId, ...] = tuple(sample_id for part in parts for sample_id in part.sample_ids)
         return StepRecord(
             step=step,
-            optimizer=parts[0].optimizer,
+            optimizer=max(part.optimizer for part in parts),
             sample_ids=ids,
             batch_size=int(self.index.batch_sizes[step]),
             seconds=float(self.index.seconds[step]),
@@ -118,6 +118,10 @@ class StoreReader:
                     raise corrupted(name, [step], f"layer {part.layer} twice")
                 deltas[part.layer] = part
         return {self._signature.layers[layer].name: deltas[layer] for layer in sorted(deltas)}
+
+    def distinct_ids(self) -> set[SampleId]:
+        """Every id on disk, those of steps that not every rank has committed included."""
+        return {one for segments in self.segments for segment in segments for one in segment.distinct(slice(None))}
 
     def _at(self, step: int) -> list[tuple[int, Segment]]:
         if not 0 <= step < self.n_steps:

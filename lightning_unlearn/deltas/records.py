@@ -18,7 +18,17 @@ from lightning_unlearn.deltas.compression import Compression, join_payload, spli
 from lightning_unlearn.types import IndexCodec, LayerDelta, ModelSignature, SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["ENTRY", "EncodedStep", "IdTable", "Ids", "check_ids", "decode_step", "encode_step", "record_crc"]
+__all__ = [
+    "ENTRY",
+    "UNKNOWN_OPTIMIZER",
+    "EncodedStep",
+    "IdTable",
+    "Ids",
+    "check_ids",
+    "decode_step",
+    "encode_step",
+    "record_crc",
+]
 
 Ids: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 
@@ -34,6 +44,9 @@ ENTRY = np.dtype(
     ]
 )
 """One layer of one step; packed, as its bytes go into the record's checksum."""
+
+UNKNOWN_OPTIMIZER = -1
+"""Number of the optimizer in a record that was damaged wholly; its ids are unknown as well."""
 
 _INT64 = range(-(2**63), 2**63)
 

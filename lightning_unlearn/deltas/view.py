@@ -1,0 +1,227 @@
+"""Reading a store: its documents, lookups, deltas, weights and lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from lightning_unlearn.deltas.documents import digest_of, from_document
+from lightning_unlearn.deltas.index import Ranges, in_ranges
+from lightning_unlearn.deltas.info import StoreInfo
+from lightning_unlearn.deltas.lineage import Lineage, lineage_from_dict
+from lightning_unlearn.deltas.maintenance import total_bytes
+from lightning_unlearn.deltas.reader import StoreReader
+from lightning_unlearn.deltas.records import UNKNOWN_OPTIMIZER
+from lightning_unlearn.deltas.rewrite import corrupted
+from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.types import (
+    DataFingerprint,
+    LayerDelta,
+    LayerInfo,
+    ModelSignature,
+    ModelState,
+    RecordingSettings,
+    SampleId,
+    StepRecord,
+    StepStatus,
+)
+from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.files import Files
+from lightning_unlearn.utilities.parameters import model_signature
+
+__all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
+
+STORE, INITIAL, LINEAGE = "store.json", "initial.safetensors", "lineage.json"
+"""Names of a store's documents."""
+
+
+class StoreView:
+    """The reading half of `DeltaStore`.
+
+    Reading sees what was committed when the store was opened or last refreshed. The model is never needed.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        try:
+            body = from_document("store", f"{files.url}/{STORE}", files.read(STORE))
+        except FileNotFoundError as error:
+            raise StoreMismatchError(
+                expected("url", "a place with a store of deltas", files.url, "Record one with `DeltaRecorder`.")
+            ) from error
+        self.store_id: str = body["store_id"]
+        self.world_size: int = body["world_size"]
+        self.signature = ModelSignature(
+            tuple(LayerInfo(**{**layer, "shape": tuple(layer["shape"])}) for layer in body["signature"])
+        )
+        self.settings = RecordingSettings(**body["settings"])
+        self.data = DataFingerprint(**body["data"])
+        self._initial_digest: str = body["initial"]
+        self._reader: StoreReader | None = None
+        self._lineage: Lineage | None = None
+
+    def __repr__(self) -> str:
+        return f"DeltaStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._files.url
+
+    @property
+    def files(self) -> Files:
+        """The directory behind the store."""
+        return self._files
+
+    @property
+    def reader(self) -> StoreReader:
+        """The view of all ranks' steps that was committed at the last refresh."""
+        if self._reader is None:
+            self._reader = StoreReader(self._files, self.store_id, self.signature, self.world_size)
+        return self._reader
+
+    @property
+    def n_steps(self) -> int:
+        """Number of recorded steps that every rank has committed."""
+        return self.reader.n_steps
+
+    @property
+    def lineage(self) -> Lineage:
+        """Runs, known states and edits."""
+        if self._lineage is None:
+            name = f"{self.url}/{LINEAGE}"
+            try:
+                body = from_document("lineage", name, self._files.read(LINEAGE))
+            except FileNotFoundError as error:
+                raise StoreCorruptedError(expected(name, "there", "no such file", "Restore it from a copy.")) from error
+            if body["store_id"] != self.store_id:
+                raise StoreMismatchError(expected(name, f"of store {self.store_id}", body["store_id"]))
+            self._lineage = lineage_from_dict(body)
+        return self._lineage
+
+    @property
+    def tip(self) -> ModelState:
+        """The latest known state of the weights."""
+        return self.lineage.states[-1]
+
+    def refresh(self) -> None:
+        """See what was committed since.
+
+        Raises:
+            StoreCorruptedError: a document is damaged.
+        """
+        self._reader = self._lineage = None
+        _ = self.reader, self.lineage
+
+    def info(self) -> StoreInfo:
+        """What the store holds; reads every head, but no delta."""
+        index, lineage = self.reader.index, self.lineage
+        segments = [segment for rank in self.reader.segments for segment in rank]
+        kept = sum(int(segment.entries["kept"].sum()) for segment in segments)
+        payload = sum(segment.ref.bytes - segment.ref.head_bytes for segment in segments)
+        return StoreInfo(
+            url=self.url,
+            store_id=self.store_id,
+            steps=self.n_steps,
+            stored=int((index.status == StepStatus.STORED).sum()),
+            bytes=total_bytes(self._files, self.world_size),
+            bytes_per_kept=payload / kept if kept else 0.0,
+            kept=kept,
+            distinct_ids=len(index.ids_in(range(self.n_steps))),
+            seconds=float(index.seconds.sum()),
+            world_size=self.world_size,
+            settings=self.settings,
+            data=self.data,
+            runs=lineage.runs,
+            states=lineage.states,
+            entries=lineage.entries,
+        )
+
+    def record(self, step: int) -> StepRecord:
+        """Everything about a step but its delta, merged over ranks; see `StoreReader.record`."""
+        return self.reader.record(step)
+
+    def read(self, step: int) -> dict[str, LayerDelta]:
+        """The delta of a step by layer name, merged over ranks; see `StoreReader.read`."""
+        return self.reader.read(step)
+
+    def steps_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> npt.NDArray[np.int64]:
+        """Steps that saw one of the ids, ascending, int64."""
+        return self.counts_of(sample_ids, within)[0]
+
+    def counts_of(
+        self, sample_ids: Collection[SampleId], within: Ranges | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Steps that saw one of the ids, ascending, and how often the ids occur in each, with multiplicity."""
+        return self.reader.index.counts_of(sample_ids, within)
+
+    def ids_in(self, steps: Iterable[int]) -> set[SampleId]:
+        """The different ids of these steps."""
+        return self.reader.index.ids_in(steps)
+
+    def unseen(self, sample_ids: Iterable[SampleId], within: Ranges | None = None) -> list[SampleId]:
+        """Those of the ids that occur in no step, in the given order."""
+        return self.reader.index.unseen(sample_ids, within)
+
+    def batch_sizes(self, steps: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Number of samples behind each of the steps, over all ranks."""
+        sizes: npt.NDArray[np.int64] = self.reader.index.batch_sizes[np.asarray(steps, np.int64)]
+        return sizes
+
+    def statuses(self, steps: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """`StepStatus` of each of the steps."""
+        statuses: npt.NDArray[np.uint8] = self.reader.index.status[np.asarray(steps, np.int64)]
+        return statuses
+
+    def seconds_of(self, ranges: Ranges) -> float:
+        """Wall time of all steps in the ranges."""
+        return float(sum(self.reader.index.seconds[start:stop].sum() for start, stop in ranges))
+
+    def lost_ids(self, ranges: Ranges) -> int:
+        """Number of steps in the ranges whose ids were damaged and dropped by a repair."""
+        index = self.reader.index
+        steps = np.flatnonzero((index.status == StepStatus.LOST) & (index.optimizer == UNKNOWN_OPTIMIZER))
+        return int(in_ranges(steps, ranges).sum())
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        """Parameters and float buffers at the start, by name.
+
+        Raises:
+            StoreCorruptedError: the file is missing or damaged.
+        """
+        try:
+            data = self._files.read(INITIAL)
+            if digest_of(data) != self._initial_digest:
+                raise ValueError("the file does not fit its checksum")
+        except (ValueError, OSError) as error:
+            raise corrupted(INITIAL, [], error) from error
+        return load_tensors(data)
+
+    def check_model(self, module: nn.Module) -> None:
+        """Check that a module has the recorded parameters (and buffers, where they were recorded).
+
+        Raises:
+            StoreMismatchError: names or shapes differ; the message names the first differing layers.
+        """
+
+        def shapes(signature: ModelSignature) -> dict[str, tuple[int, ...]]:
+            kinds = ("parameter", "buffer") if self.settings.buffers == "record" else ("parameter",)
+            return {layer.name: layer.shape for layer in signature.layers if layer.kind in kinds}
+
+        recorded, given = shapes(self.signature), shapes(model_signature(module))
+        differing = [
+            f"{name}: {recorded.get(name, 'not recorded')} in the store, {given.get(name, 'missing')} in the model"
+            for name in {**recorded, **given}
+            if recorded.get(name) != given.get(name)
+        ]
+        if differing:
+            remedy = "Use the store that was recorded with this model."
+            raise StoreMismatchError(expected("model", f"the one of {self.url}", shorten(differing), remedy))
+
+    def state_of(self, digest: str) -> ModelState | None:
+        """The latest known state with these weights (`weights_digest`), or `None`."""
+        return self.lineage.state_of(digest)
