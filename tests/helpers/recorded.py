@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule, seed_everything
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.store import DeltaStore
@@ -48,11 +48,34 @@ def datasets(seed=0, wrong=()):
     return TensorDataset(x[:ROWS], y[:ROWS]), TensorDataset(x[ROWS:], y[ROWS:])
 
 
-def loaders(seed=0, wrong=(), shuffle_seed=0):
-    """Fresh loaders, whose order repeats with each call."""
+class EpochOrder(Sampler):
+    """A random order that depends on the epoch alone, so that a plain loop can repeat what a Trainer did."""
+
+    def __init__(self, rows=ROWS):
+        self.rows, self.epoch = rows, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(1000 + self.epoch)
+        return iter(torch.randperm(self.rows, generator=generator).tolist())
+
+    def __len__(self):
+        return self.rows
+
+
+def batches_of(epoch):
+    """The positions of each batch of an epoch."""
+    order = EpochOrder()
+    order.set_epoch(epoch)
+    return torch.tensor(list(order)).split(BATCH)
+
+
+def loaders(seed=0, wrong=()):
+    """Fresh loaders, whose order depends on the epoch alone."""
     train, test = datasets(seed, wrong)
-    generator = torch.Generator().manual_seed(shuffle_seed)
-    return {"train": DataLoader(train, BATCH, shuffle=True, generator=generator), "test": DataLoader(test, 64)}
+    return {"train": DataLoader(train, BATCH, sampler=EpochOrder()), "test": DataLoader(test, 64)}
 
 
 @dataclass
