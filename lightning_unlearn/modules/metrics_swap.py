@@ -12,13 +12,15 @@ from torchmetrics import Metric, MetricCollection
 __all__ = ["MetricCopies"]
 
 
-def _slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
-    """Where metrics hang: (owner, name, metric), outermost metrics only."""
-    for name, child in module.named_children():
+def _slots(module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
+    """Where metrics hang: (owner, name, metric), outermost metrics only, every name of a shared one."""
+    seen.add(module)
+    # Not `named_children`, which leaves out the second name of a child.
+    for name, child in module._modules.items():
         if isinstance(child, (Metric, MetricCollection)):
             yield module, name, child
-        else:
-            yield from _slots(child)
+        elif child is not None and child not in seen:
+            yield from _slots(child, seen)
 
 
 class MetricCopies:
@@ -42,7 +44,7 @@ class MetricCopies:
         >>> module["mean"].update_count
         0
         """
-        slots = list(_slots(module))
+        slots = list(_slots(module, set()))
         try:
             for owner, name, metric in slots:
                 # Past `__setattr__`: a name such as "0" of a ModuleList is no attribute.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -41,12 +41,26 @@ class _Inert:
         yield
 
 
+class _InertSchedule:
+    """A scheduler that a manually optimized step may drive without a rate changing."""
+
+    def __init__(self, schedule: Any) -> None:
+        self._schedule = schedule
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """The rate stays."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._schedule, name)
+
+
 class _SilentModule(LightningModule):
     """The user's module with everything that would reach the Trainer, an optimizer or a gradient switched off."""
 
-    __slots__ = ("_inert",)
+    __slots__ = ("_inert", "_inert_schedules")
 
     _inert: list[_Inert]
+    _inert_schedules: list[_InertSchedule]
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is logged."""
@@ -59,7 +73,9 @@ class _SilentModule(LightningModule):
         return self._inert[0] if len(self._inert) == 1 else self._inert
 
     def lr_schedulers(self) -> Any:
-        """No schedulers, as after a `configure_optimizers` without any."""
+        """Inert stand-ins of the user's schedulers, `None` without any."""
+        schedules = self._inert_schedules
+        return (schedules[0] if len(schedules) == 1 else schedules) or None
 
     def manual_backward(self, *args: Any, **kwargs: Any) -> None:
         """No gradients."""
@@ -114,7 +130,10 @@ def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
         idle = None if view._trainer is not None else _idle_trainer(view)
         if idle is not None:
             view.trainer = idle
-        object.__setattr__(view, "_inert", [_Inert(optimizer) for optimizer in _optimizers(view)])
+        optimizers, schedules = _configured(view)
+        # Past `nn.Module.__setattr__`: these belong to the view alone.
+        object.__setattr__(view, "_inert", [_Inert(optimizer) for optimizer in optimizers])
+        object.__setattr__(view, "_inert_schedules", [_InertSchedule(schedule) for schedule in schedules])
         stack.enter_context(MetricCopies().in_place(view))
         try:
             yield run
@@ -134,11 +153,12 @@ def _view(model: LightningModule) -> Any:
     return on_same_state(facade_class(_SilentModule, type(model)), state)
 
 
-def _optimizers(view: Any) -> list[Optimizer]:
-    """What `self.optimizers()` stands for in the step: the user's for manual steps, else something with groups."""
+def _configured(view: Any) -> tuple[list[Optimizer], list[Any]]:
+    """What `self.optimizers()` and `self.lr_schedulers()` give: the user's for manual steps, else some groups."""
     if view.automatic_optimization:
-        return [torch.optim.SGD(list(view.parameters()) or [torch.zeros(1)], lr=0.0)]
-    return configured_optimizers(view.configure_optimizers())[0]
+        return [torch.optim.SGD(list(view.parameters()) or [torch.zeros(1)], lr=0.0)], []
+    optimizers, schedules = configured_optimizers(view.configure_optimizers())
+    return optimizers, [item["scheduler"] if isinstance(item, Mapping) else item for item in schedules]
 
 
 def _idle_trainer(view: LightningModule) -> Trainer:
