@@ -44,7 +44,7 @@ def table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
                 f"| {name} | {label} | {cell('touched_fraction', 100)} | {cell('relative_norm', 1, 3)} "
                 f"| {cell('mean_share', 1, 2)} | {'; '.join(judged) or '-'} | {cell('forget_accuracy', 100)} "
                 f"| {cell('true_label_accuracy', 100)} | {cell('retain_accuracy', 100)} | {cell('test_accuracy', 100)} "
-                f"| {cell('kl_forget', 1, 3)} | {cell('kl_test', 1, 3)} | {cell('membership_auroc', 1, 2)} |"
+                f"| {cell('forget_kl', 1, 3)} | {cell('test_kl', 1, 3)} | {cell('membership_auroc', 1, 2)} |"
             )
     return lines
 
@@ -81,13 +81,13 @@ def specificity_table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
             placebo = [row for row in chosen if row["set"] == name and row["model"] == f"placebo: {label}"]
 
             def ratio(group: list[dict[str, Any]]) -> str:
-                logs = [math.log(max(row["kl_forget"], 1e-6) / max(row["original_kl_forget"], 1e-6)) for row in group]
+                logs = [math.log(max(row["forget_kl"], 1e-6) / max(row["original_forget_kl"], 1e-6)) for row in group]
                 return f"{math.exp(statistics.mean(logs)):.2f}"
 
-            start = mean_spread((row["original_kl_forget"] for row in own), 1, 3)
+            start = mean_spread((row["original_forget_kl"] for row in own), 1, 3)
             lines.append(
-                f"| {name} | {label} | {start} | {mean_spread((r['kl_forget'] for r in own), 1, 3)} "
-                f"| {mean_spread((r['kl_forget'] for r in placebo), 1, 3)} | {ratio(own)} | {ratio(placebo)} |"
+                f"| {name} | {label} | {start} | {mean_spread((r['forget_kl'] for r in own), 1, 3)} "
+                f"| {mean_spread((r['forget_kl'] for r in placebo), 1, 3)} | {ratio(own)} | {ratio(placebo)} |"
             )
     return lines
 

@@ -15,8 +15,8 @@ METRICS: dict[str, tuple[str, float, int]] = {
     "true_label_accuracy": ("true label %", 100, 0),
     "retain_accuracy": ("retain %", 100, 1),
     "test_accuracy": ("test %", 100, 1),
-    "kl_forget": ("KL forget", 1, 2),
-    "kl_test": ("KL test", 1, 3),
+    "forget_kl": ("KL forget", 1, 2),
+    "test_kl": ("KL test", 1, 3),
     "membership_auroc": ("AUROC", 1, 2),
     "verification_error": ("verif. error", 1, 2),
     "seconds": ("seconds", 1, 1),
@@ -120,8 +120,8 @@ def _clean(results: Sequence[ArmResult], number: Number) -> str:
         f"Of the clean contributor's images {original:.0f} % get their label from the model and {twin:.0f} % from one "
         f"retrained without them: in {nothing} of {len(found)} runs there was nothing measurable to forget. "
     )
-    start, random = (number("random", "clean", label, "kl_forget") for label in ("original", "amnesiac"))
-    grouped = number("grouped", "clean", "amnesiac", "kl_forget")
+    start, random = (number("random", "clean", label, "forget_kl") for label in ("original", "amnesiac"))
+    grouped = number("grouped", "clean", "amnesiac", "forget_kl")
     return text + (
         f"With random placement, amnesiac alone took the answers on those images from {start:.2f} to {random:.2f} nats "
         f"away from the retrained model's ({grouped:.2f} with grouped placement): where nothing was memorised, a pass "

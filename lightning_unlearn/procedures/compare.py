@@ -40,7 +40,7 @@ def compare_models(
 
     Returns:
         Label -> `forget_accuracy`, `retain_accuracy`, `test_accuracy` (fractions), `true_label_accuracy` (with
-        `true_targets`), `kl_forget` and `kl_test` (mean KL(reference || model) in nats), `membership_auroc` (loss
+        `true_targets`), `forget_kl` and `test_kl` (mean KL(reference || model) in nats), `membership_auroc` (loss
         threshold, forget against test), `verification_error` (L2 distance of the weights to the reference's).
 
     Raises:
@@ -58,7 +58,7 @@ def compare_models(
             values["true_label_accuracy"] = _accuracy(outputs["forget"][label].with_targets(true_targets))
         for split in ("forget", "test"):
             logits, right = outputs[split][label].logits, outputs[split][reference].logits
-            values[f"kl_{split}"] = float(kl_to_reference(logits, right).mean())
+            values[f"{split}_kl"] = float(kl_to_reference(logits, right).mean())
         values["membership_auroc"] = float(
             membership_auroc(outputs["forget"][label].losses, outputs["test"][label].losses)
         )
