@@ -1,0 +1,57 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
+from lightning_unlearn.utilities.distributed import on_rank_zero, share_out
+from tests.helpers.models import quiet_trainer
+
+
+@given(st.lists(st.integers(0, 100), max_size=30), st.integers(1, 5))
+def test_shares_are_complete_and_fair(sizes, n_ranks):
+    owners = share_out(sizes, n_ranks)
+    assert len(owners) == len(sizes)
+    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(n_ranks)]
+    assert sum(loads) == sum(sizes)
+    assert max(loads) <= sum(sizes) / n_ranks + max(sizes, default=0)
+
+
+def calls(kind):
+    strategy = quiet_trainer(strategy="ddp", devices=2).strategy
+    strategy.setup_environment()
+    done = []
+
+    def function():
+        done.append(strategy.global_rank)
+        if kind == "ours":
+            raise StoreMismatchError("not this one")
+        if kind == "other":
+            raise OSError("disk")
+        return {"n": 3}
+
+    try:
+        result = on_rank_zero(strategy, function)
+    except Exception as error:
+        return done, type(error), str(error)
+    return done, None, result
+
+
+def test_rank_zero_works_for_all_of_them(gloo_pool):
+    assert gloo_pool.run(calls, "fine") == [([0], None, {"n": 3}), ([], None, {"n": 3})]
+    assert gloo_pool.run(calls, "ours") == [
+        ([0], StoreMismatchError, "not this one"),
+        ([], StoreMismatchError, "not this one"),
+    ]
+    first, second = gloo_pool.run(calls, "other")
+    assert first == ([0], OSError, "disk")
+    assert second[1] is LightningUnlearnError
+    assert "disk" in second[2]
+
+
+def test_on_one_device_it_is_a_plain_call():
+    strategy = SingleDeviceStrategy(torch.device("cpu"))
+    assert on_rank_zero(strategy, lambda: 5) == 5
+    with pytest.raises(OSError, match="disk"):
+        on_rank_zero(strategy, lambda: (_ for _ in ()).throw(OSError("disk")))
