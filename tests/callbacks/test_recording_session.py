@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import warnings
 
 import pytest
@@ -319,3 +320,22 @@ def test_two_processes_crash_and_resume(gloo_pool, tmp_path):
     # A refusal by rank 0 reaches every rank, so that none of them waits.
     refused = gloo_pool.run(ddp, str(tmp_path / "none"), checkpoint, checkpoint, 100)
     assert all("no store at" in message for message, _, _ in refused)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_trainer_that_launches_its_own_processes(tmp_path, monkeypatch, strategy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    torch.manual_seed(1)
+    module = BoringClassifier()
+    trainer = quiet_trainer(strategy=strategy, devices=2, callbacks=[DeltaRecorder(tmp_path / "store", **DENSE)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader(IdDataset(43), batch_size=4))
+    store = DeltaStore.open(tmp_path / "store")
+    assert (store.n_steps, store.world_size) == (12, 2)
+    assert {sample for step in range(6) for sample in store.record(step).sample_ids} == set(range(43))
+    assert store.state_of(weights_digest(module)) == store.tip
+    assert_leads_to(store, module)

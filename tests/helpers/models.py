@@ -48,6 +48,11 @@ class AwkwardNet(nn.Module):
         return self.head(self.scale * self.frozen(functional.relu(self.tied(self.mix(hidden)))))
 
 
+def momentum_sgd(parameters):
+    """The optimizer of a `BoringClassifier` that is not told otherwise."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
 class BoringClassifier(LightningModule):
     """An ordinary user's module around `AwkwardNet`; it keeps the indices of every training batch it saw.
 
@@ -61,7 +66,7 @@ class BoringClassifier(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = AwkwardNet(width)
-        self.make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
+        self.make_optimizer = optimizer or momentum_sgd
         self.seen = []
 
     def forward(self, x):
