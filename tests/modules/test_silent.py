@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from lightning_unlearn.modules.silent import silent_step
+from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from tests.modules.cases import Adversarial, Joint, User, dataset
+
+
+def batch(n=6):
+    return [tensor[:n] for tensor in dataset().tensors]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: UnlearningModule(model, Joint())])
+def test_the_step_returns_what_the_users_returns(wrap):
+    model = User(norm=False)
+    with torch.no_grad():
+        expected = model.net(batch()[0])
+    with silent_step(wrap(model)) as step:
+        output = step(batch(), 0)
+    assert torch.equal(output["logits"], expected)
+    assert not output["loss"].requires_grad
+
+
+def test_attributes_are_the_views():
+    class Counting(User):
+        def __init__(self):
+            super().__init__()
+            self.losses, self.count = [], 0
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            self.losses.append(batch_idx)
+            self.late = torch.nn.Linear(1, 1)
+            return self.count
+
+    model = Counting()
+    kept, children = set(model.__dict__), set(model._modules)
+    with silent_step(model) as step:
+        assert [step(batch(), index) for index in range(3)] == [1, 2, 3]
+    assert (model.count, model.losses) == (0, [])
+    assert set(model.__dict__) == kept
+    assert set(model._modules) == children
+
+
+def test_manual_closures_are_evaluated_once():
+    calls = []
+
+    class Closing(Adversarial):
+        def training_step(self, batch, batch_idx):
+            first, _ = self.optimizers()
+
+            def closure():
+                calls.append(1)
+                return self.generator(batch[0]).sum()
+
+            with first.toggle_model():
+                first.step(closure=closure)
+            assert self.lr_schedulers().get_last_lr() == [0.1]
+
+    with silent_step(Closing()) as step:
+        step(batch(), 0)
+    assert calls == [1]
+
+
+def test_a_step_without_an_index():
+    class Short(User):
+        def training_step(self, batch):
+            return super().training_step(batch, 0)["loss"]
+
+    with silent_step(Short()) as step:
+        assert step(batch(), 0).ndim == 0
+
+
+def test_a_replaced_method_that_is_bound_to_the_module_does_not_lead_back():
+    model = User()
+    model.forward = model.forward
+    with silent_step(model) as step:
+        assert step(batch(), 0)["loss"] > 0
+    assert "forward" in model.__dict__
