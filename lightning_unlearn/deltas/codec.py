@@ -1,7 +1,7 @@
 """How the change of one layer becomes bytes, and back.
 
 Positions are exact. Values are exact as `float32`; `bfloat16` keeps 8 significant bits (relative error at most
-2**-8.99); `scaled_float16` keeps 11 (relative error at most 2**-10.99, or 2**-25 of the layer's largest change where
+2**-8); `scaled_float16` keeps 11 (relative error at most 2**-10.99, or 2**-24 of the layer's largest change where
 that is more), because a power of two per layer brings the largest change into (1/2, 1]: unscaled, small changes would
 be flushed to zero.
 """

@@ -1,0 +1,295 @@
+"""Damage is named, never read; repairs lose only what is damaged; purged people are gone byte for byte."""
+
+import random
+import secrets
+import uuid
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from lightning_unlearn.deltas.reader import load_segment
+from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.types import StepStatus
+from tests.helpers.stores import Steps, holds_step, make_store
+
+N_STEPS = 9
+STEPS = Steps(keys=True)
+
+
+def recorded(url, **settings):
+    store = make_store(url, **settings)
+    with store.writer() as writer:
+        for count in (4, 5):
+            STEPS.fill(writer, count)
+            writer.flush()
+    return DeltaStore.open(url)
+
+
+def segment_path(store, step):
+    return next(
+        (Path(store.url) / "rank-00000" / ref.name, ref)
+        for ref in store.reader.commits[0].segments
+        if ref.start <= step < ref.stop
+    )
+
+
+def flip(path, place, bit=3):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def never_wrong(store, gone=()):
+    """Every step reads as it was appended, or says that it is damaged; returns the steps that do."""
+    damaged = []
+    for step in range(N_STEPS):
+        try:
+            assert holds_step(store, step, STEPS[step])
+        except StoreCorruptedError:
+            damaged.append(step)
+    return damaged
+
+
+def test_an_intact_store(tmp_path):
+    report = recorded(tmp_path / "s").verify()
+    assert report.ok
+    assert (report.files, report.steps, report.orphans, report.damages) == (6, N_STEPS, (), ())
+    assert "nothing damaged" in str(report)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_flipped_bit_of_a_delta_costs_that_step(tmp_path, compression):
+    store = recorded(tmp_path / "s", compression=compression)
+    path, ref = segment_path(store, 6)
+    segment = load_segment(store.files, "rank-00000", ref)
+    start, stop = segment.payload_span(6 - ref.start)
+    flip(path, (start + stop) // 2)
+    with pytest.raises(StoreCorruptedError, match=rf"{ref.name}.*step 6.*repair"):
+        store.read(6)
+    assert never_wrong(store) == [6]
+    report = store.verify()
+    assert not report.ok
+    assert report.damaged_steps == (6,)
+    assert report.damages[0].lost_ids == ()
+    assert report.damages[0].file == f"rank-00000/{ref.name}"
+    assert store.repair() == report
+    assert store.verify().ok
+    repaired = DeltaStore.open(store.url)
+    assert all(holds_step(repaired, s, STEPS[s], StepStatus.LOST if s == 6 else StepStatus.STORED) for s in range(9))
+    with pytest.raises(MissingDeltaError, match="damaged"):
+        repaired.read(6)
+    assert repaired.lost_ids([(0, 9)]) == 0
+
+
+def test_a_flipped_bit_of_the_ids_costs_that_steps_record(tmp_path):
+    store = recorded(tmp_path / "s")
+    path, ref = segment_path(store, 2)
+    segment = load_segment(store.files, "rank-00000", ref)
+    place = path.read_bytes().index(segment.ids.tobytes()) + 4 * int(segment.ids_offset[2])
+    flip(path, place, bit=0)
+    assert never_wrong(DeltaStore.open(store.url)) == list(range(ref.start, ref.stop))  # not read past a bad head
+    report = store.verify()
+    assert report.damaged_steps == report.damages[0].lost_ids == (2,)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    assert repaired.record(2).sample_ids == ()
+    assert repaired.record(2).status is StepStatus.LOST
+    assert repaired.lost_ids([(0, 9)]) == 1
+    assert all(holds_step(repaired, step, STEPS[step]) for step in range(9) if step != 2)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_bits_flipped_anywhere_give_no_wrong_number(tmp_path, compression):
+    intact = recorded(tmp_path / "s", compression=compression)
+    files = [path for path in Path(intact.url).rglob("*") if path.is_file() and path.suffix != ".lock"]
+    rng = random.Random(0)
+    kinds = set()
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(40):
+            flip(path, rng.randrange(len(whole)), rng.randrange(8))
+            kinds.add(outcome(intact.url, path.name))
+            path.write_bytes(whole)
+    assert kinds == {"not opened", "steps lost", "weights lost", "harmless"}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+def test_files_cut_short_give_no_wrong_number(tmp_path, fraction):
+    intact = recorded(tmp_path / "s")
+    for path in [path for path in Path(intact.url).rglob("*") if path.is_file() and path.suffix != ".lock"]:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: min(int(fraction * len(whole)), len(whole) - 1)])
+        assert outcome(intact.url, path.name) != "harmless"
+        path.unlink()
+        assert outcome(intact.url, path.name, missing=True) != "harmless"
+        path.write_bytes(whole)
+    assert intact.verify().ok
+
+
+def outcome(url, name, missing=False):
+    """What a damaged store does; fails where it gives back something that was not appended."""
+    try:
+        store = DeltaStore.open(url)
+    except (StoreCorruptedError, StoreMismatchError):
+        return "not opened"
+    if missing and name.startswith("commit"):
+        assert store.n_steps == 0  # indistinguishable from a rank that never wrote; the states tell
+        return "not opened"
+    lost = never_wrong(store)
+    report = store.verify()
+    if lost:
+        assert set(report.damaged_steps) <= set(lost)
+        assert name in str(report)
+        return "steps lost"
+    try:
+        store.initial_weights()
+    except StoreCorruptedError:
+        assert name in str(report)
+        assert not report.damages[0].repairable
+        return "weights lost"
+    return "harmless"
+
+
+def test_a_lost_file_costs_its_steps(tmp_path):
+    store = recorded(tmp_path / "s")
+    path, ref = segment_path(store, 5)
+    path.unlink()
+    report = store.verify()
+    assert report.damaged_steps == tuple(range(ref.start, ref.stop))
+    assert "missing" in str(report)
+    store.repair()
+    assert store.verify().ok
+    assert all(holds_step(store, step, STEPS[step]) for step in range(ref.start))
+    assert store.statuses(range(9)).tolist() == [0] * 4 + [StepStatus.LOST] * 5
+    assert store.lost_ids([(0, 6)]) == 2
+
+
+def test_a_truncated_file_costs_the_steps_behind_the_cut(tmp_path):
+    store = recorded(tmp_path / "s")
+    path, ref = segment_path(store, 5)
+    path.write_bytes(path.read_bytes()[: ref.bytes - 10])
+    report = store.verify()
+    assert "truncated" in str(report)
+    assert report.damaged_steps == (8,)
+    store.repair()
+    assert all(holds_step(store, step, STEPS[step]) for step in range(8))
+    assert holds_step(store, 8, STEPS[8], StepStatus.LOST)
+    with store.writer() as writer:
+        assert writer.n_steps == 9
+        STEPS.fill(writer, 1)
+    store.refresh()
+    assert holds_step(store, 9, STEPS[9])
+
+
+def test_orphans_are_no_damage_and_the_next_writer_removes_them(tmp_path):
+    store = recorded(tmp_path / "s")
+    store.files.publish("rank-00000/segment-99999999-x.safetensors", b"left by a crash")
+    report = store.verify()
+    assert report.ok
+    assert report.orphans == ("rank-00000/segment-99999999-x.safetensors",)
+    store.writer().close()
+    assert store.verify().orphans == ()
+
+
+def test_a_damaged_commit_is_named_and_not_passed_over(tmp_path):
+    store = recorded(tmp_path / "s")
+    path = next((tmp_path / "s" / "rank-00000").glob("commit-*.json"))
+    flip(path, 300)
+    with pytest.raises(StoreCorruptedError, match="commit"):
+        DeltaStore.open(store.url)
+    report = DeltaStore.open(store.url, check=False).verify()
+    assert [(damage.file, damage.repairable) for damage in report.damages] == [("rank-00000", False)]
+    before = path.read_bytes()
+    DeltaStore.open(store.url, check=False).repair()
+    assert path.read_bytes() == before
+
+
+# --- purge --------------------------------------------------------------------------------------------------------
+
+
+def everything(store):
+    """All bytes of a store: raw, and every payload decompressed."""
+    for path in sorted(Path(store.url).rglob("*")):
+        if path.is_file():
+            yield path.read_bytes()
+    for rank, segments in enumerate(store.reader.segments):
+        for segment in segments:
+            for index in range(segment.n_steps):
+                payload = store.files.read(f"rank-{rank:05d}/{segment.ref.name}", *segment.payload_span(index))
+                if payload and segment.compression:
+                    yield zstandard.ZstdDecompressor().decompress(payload)
+                    yield b"".join(
+                        part.values.numpy().tobytes() for part in store.read(segment.ref.start + index).values()
+                    )
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_purge_leaves_no_byte(tmp_path, compression, world_size):
+    store = make_store(tmp_path / "s", compression=compression, world_size=world_size)
+    keys = [secrets.token_hex(16) for _ in range(12)]
+    steps = [{**STEPS[step], "sample_ids": [keys[step], keys[step + 1], keys[step]]} for step in range(8)]
+    for rank in range(world_size):
+        with store.writer(rank, segment_bytes=4000) as writer:
+            for step in steps:
+                mine = [delta for delta in step["deltas"] if delta.layer % world_size == rank]
+                writer.append(**{**step, "deltas": mine})
+    store.refresh()
+    secret_keys = {keys[3], keys[6]}
+    subtracted = {2, 3, 5}
+    values = {
+        step: max((delta.values for delta in steps[step]["deltas"]), key=len).numpy().tobytes() for step in range(8)
+    }
+
+    def occurrences(needle):
+        return sum(needle in haystack for haystack in everything(store))
+
+    assert all(occurrences(key.encode()) for key in keys[:9])
+    assert all(occurrences(value) for value in values.values())
+    store.purge(secret_keys, subtracted)
+    assert [occurrences(key.encode()) > 0 for key in keys[:9]] == [key not in secret_keys for key in keys[:9]]
+    assert [occurrences(value) > 0 for value in values.values()] == [step not in subtracted for step in range(8)]
+    assert store.verify().ok
+    for step in range(8):
+        left = tuple(one for one in steps[step]["sample_ids"] if one not in secret_keys)
+        status = StepStatus.PURGED if step in subtracted else StepStatus.STORED
+        want = {**steps[step], "sample_ids": left * world_size, "batch_size": 4 * world_size}
+        assert holds_step(store, step, want, status)
+    names = store.files.names("rank-00000")
+    store.purge(secret_keys, subtracted)  # nothing is left to do
+    segments = [name for name in names if name.startswith("segment")]
+    assert [name for name in store.files.names("rank-00000") if name.startswith("segment")] == segments
+
+
+def test_a_purge_needs_the_store_for_itself(tmp_path):
+    store = recorded(tmp_path / "s")
+    with store.writer(), pytest.raises(StoreMismatchError, match="another writer"):
+        store.purge([1])
+    store.purge([1])
+
+
+def test_a_purge_stops_at_damage(tmp_path):
+    store = recorded(tmp_path / "s")
+    path, _ = segment_path(store, 6)
+    flip(path, path.stat().st_size - 5)
+    asked = next(one for one in STEPS[6]["sample_ids"])
+    with pytest.raises(StoreCorruptedError, match="repair"):
+        store.purge([asked])
+    store.repair()
+    store.purge([asked])
+    assert store.steps_of([asked]).size == 0
+
+
+def test_a_purge_in_memory_reaches_ids_that_only_one_rank_has():
+    store = make_store(f"memory://{uuid.uuid4().hex}", world_size=2)
+    with store.writer(0) as writer:
+        STEPS.fill(writer, 2)
+    store.refresh()
+    assert store.n_steps == 0
+    asked = STEPS[1]["sample_ids"][0]
+    assert asked in store.reader.distinct_ids()
+    store.purge([asked])
+    assert asked not in store.reader.distinct_ids()
