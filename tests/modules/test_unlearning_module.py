@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
@@ -263,6 +263,13 @@ def test_no_optimizer_is_refused():
 # ---- callbacks ----
 
 
+class Plain(User):
+    """Without a schedule, which a pass leaves out."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
 class Watcher(Callback):
     def __init__(self):
         self.batches = []
@@ -287,6 +294,30 @@ def test_callbacks_of_the_users_training_stay_away():
     fitted, wrapped = run(WithStopper(), FineTune(max_steps=2))
     assert not any(isinstance(callback, EarlyStopping) for callback in fitted.callbacks)
     assert len(wrapped.unwrap().configure_callbacks()) == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"callbacks": [EMAWeightAveraging(decay=0.5)]},
+        {"callbacks": [StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)], "max_epochs": 3},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=["ema", "swa", "accumulation and clipping", "bf16"],
+)
+def test_a_trainers_settings_do_what_they_do_without_the_wrapper(setting):
+    results = []
+    for wrap in (True, False):
+        torch.manual_seed(0)
+        model = Plain()
+        fitted = trainer(**{"max_epochs": 2, **copy.deepcopy(setting)})
+        wrapped = UnlearningModule(model, FineTune(max_epochs=2, lr_scale=1.0)) if wrap else model
+        part = retain_part()
+        fitted.fit(wrapped, {"retain": part} if wrap else part)
+        results.append((weights(model), fitted.global_step))
+    assert same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] > 0
 
 
 # ---- unwrapping ----
