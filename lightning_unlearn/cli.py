@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from rich.console import Console
@@ -19,32 +20,30 @@ from lightning_unlearn.methods import METHODS
 __all__ = ["main"]
 
 
-class StoreCommands:
-    """Look at a store of recorded deltas."""
+def store_info(store: str) -> None:
+    """Say what a store holds: steps, deltas, size, identity of the samples, runs, model states, requests.
 
-    def info(self, store: str) -> None:
-        """Say what a store holds: steps, deltas, size, identity of the samples, runs, model states, requests.
+    Args:
+        store: Path or URL.
+    """
+    table = Table(title=f"Store {store}", show_header=False, title_justify="left")
+    for label, value in DeltaStore.open(store).info().rows():
+        table.add_row(label, value)
+    Console().print(table)
 
-        Args:
-            store: Path or URL.
-        """
-        table = Table(title=f"Store {store}", show_header=False, title_justify="left")
-        for label, value in DeltaStore.open(store).info().rows():
-            table.add_row(label, value)
-        Console().print(table)
 
-    def verify(self, store: str, repair: bool = False) -> None:
-        """Check every file and every step of a store; the exit status is 1 where something is damaged.
+def store_verify(store: str, repair: bool = False) -> None:
+    """Check every file and every step of a store; the exit status is 1 where something is damaged.
 
-        Args:
-            store: Path or URL.
-            repair: Drop the damaged steps, and only those, so that the store can be read again.
-        """
-        opened = DeltaStore.open(store)
-        report = opened.repair() if repair else opened.verify()
-        Console().print(str(report), highlight=False, markup=False)
-        if not report.ok and not repair:
-            raise SystemExit(1)
+    Args:
+        store: Path or URL.
+        repair: Drop the damaged steps, and only those, so that the store can be read again.
+    """
+    opened = DeltaStore.open(store, check=False)
+    report = opened.repair() if repair else opened.verify()
+    Console().print(str(report), highlight=False, markup=False)
+    if not report.ok and not repair:
+        raise SystemExit(1)
 
 
 def demo(output: Path = Path("unlearn_demo"), seeds: int = 3, workers: int = 2) -> None:
@@ -62,7 +61,7 @@ def methods() -> None:
     """List the unlearning methods with their guarantee, cost and what they need."""
     table = Table(title="Unlearning methods", title_justify="left")
     for column in ("method", "guarantee", "cost", "needs", "source"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "method")
     for name, cls in sorted(METHODS.items()):
         needs = ", ".join(sorted(item.name.lower().replace("_", " ") for item in cls.requires)) or "nothing"
         table.add_row(name, cls.guarantee, cls.cost, needs, cls.source)
@@ -74,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Lightning announces devices and tips on every Trainer; a command's output is its own.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    commands: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+    commands: Any = {
         "demo": demo,
         "methods": methods,
-        "store": {"info": StoreCommands().info, "verify": StoreCommands().verify},
+        "store": {"info": store_info, "verify": store_verify},
     }
     try:
-        auto_cli(commands, args=arguments, as_positional=True)
+        auto_cli(commands, args=None if arguments is None else list(arguments), as_positional=True)
     except LightningUnlearnError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
         sys.exit(1)

@@ -52,9 +52,9 @@ def build_report(results: Sequence[ArmResult], seconds: float) -> UnlearningRepo
     )
     done = (
         "Training was recorded once with a contributor's images in shared batches (grouped) and once with ordinary "
-        f"shuffling (random), {seeds} seeds each. Every method ran on the same original; repair is {REPAIR_STEPS} steps "
-        "of the user's own training on the remaining data at a third of the learning rate, and BatchNorm statistics are "
-        "re-estimated after each subtraction. The placebo is the same subtraction for an innocent bystander's 20 "
+        f"shuffling (random), {seeds} seeds each. Every method ran on the same original. Repair is {REPAIR_STEPS} "
+        "steps of the user's own training on the remaining data at a third of the learning rate; BatchNorm statistics "
+        "are re-estimated after each subtraction. The placebo is the same subtraction for an innocent bystander's 20 "
         "images. The twin was retrained from the same initial weights on the same batches without the contributor's "
         "images; a second retraining from other initial weights shows how much two retrainings differ. Plans that "
         "refused were forced, to show what they warn of."

@@ -98,12 +98,12 @@ def _follow(
                 seed, placement, text = messages.get_nowait()
             except queue.Empty:
                 break
-            finished = text == ""
-            progress.update(
-                tasks[seed, placement],
-                description=f"seed {seed}, {placement}: {text or 'done'}",
-                **({"completed": _PIECES} if finished else {"advance": 1}),
-            )
+            task = tasks[seed, placement]
+            progress.update(task, description=f"seed {seed}, {placement}: {text or 'done'}")
+            if text:
+                progress.advance(task)
+            else:
+                progress.update(task, completed=_PIECES)
 
 
 def _quiet() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -72,7 +73,7 @@ def save_checkpoint(module: LightningModule, path: str | os.PathLike[str]) -> No
     trainer.strategy.connect(module)
     module.trainer = trainer
     try:
-        trainer.save_checkpoint(path, weights_only=True)
+        trainer.save_checkpoint(Path(path), weights_only=True)
     finally:
         module._trainer = attached
 

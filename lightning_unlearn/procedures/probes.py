@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -56,7 +55,7 @@ def probe_loader(loader: DataLoader[Any], max_samples: int) -> DataLoader[Any]:
     total = len(loader.dataset)  # type: ignore[arg-type]
     if total <= max_samples:
         return loader
-    positions = torch.linspace(0, total - 1, max_samples).round().long().unique().tolist()
+    positions = [number * total // max_samples for number in range(max_samples)]
     return DataLoader(
         Subset(loader.dataset, positions), batch_size=loader.batch_size or 256, collate_fn=loader.collate_fn
     )

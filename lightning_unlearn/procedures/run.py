@@ -266,8 +266,8 @@ class _Pass:
         trainers: list[Trainer] = []
 
         def make(*, leave_out: Collection[int] | None = None, **overrides: Any) -> Trainer:
-            callbacks = [] if leave_out is None else [LeaveOut(leave_out)]
-            trainers.append(self.trainers.make(callbacks=callbacks, **overrides))
+            thinning = [] if leave_out is None else [LeaveOut(leave_out)]
+            trainers.append(self.trainers.make(callbacks=thinning, **overrides))
             return trainers[-1]
 
         self.module = method.run(ProcedureContext(self.module, self.data, make, self.store, self.settings.seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from lightning import Callback, Trainer
@@ -56,7 +56,7 @@ class TrainerSource:
                 expected("trainer", f"arguments or a factory, for {fits} fits are planned", "one Trainer instance")
             )
 
-    def make(self, *, callbacks: list[Callback] | None = None, **overrides: Any) -> Trainer:
+    def make(self, *, callbacks: Sequence[Callback] = (), **overrides: Any) -> Trainer:
         """Build a fresh Trainer; `overrides` replace the user's arguments, `callbacks` are added to the user's.
 
         Raises:
@@ -64,7 +64,7 @@ class TrainerSource:
                 for that the given instance does not have.
             ValueError: the factory returned a Trainer that has already run.
         """
-        added = list(callbacks or [])
+        added = list(callbacks)
         if isinstance(self._given, Trainer):
             return self._once(self._given, added, overrides)
         if self._given is None or isinstance(self._given, Mapping):
@@ -77,7 +77,7 @@ class TrainerSource:
             return Trainer(**{**arguments, **overrides}, callbacks=[*users, *added])
         trainer = self._given(**overrides)
         _check_fresh(trainer)
-        trainer.callbacks.extend(added)
+        _add_callbacks(trainer, added)
         return trainer
 
     def _once(self, trainer: Trainer, added: list[Callback], overrides: Mapping[str, Any]) -> Trainer:
@@ -96,8 +96,14 @@ class TrainerSource:
                 expected("trainer", f"built with {text}, or given as arguments or a factory", "a Trainer without it")
             )
         self._spent = True
-        trainer.callbacks.extend(added)
+        _add_callbacks(trainer, added)
         return trainer
+
+
+def _add_callbacks(trainer: Trainer, added: list[Callback]) -> None:
+    # The list is a plain attribute that Lightning documents but does not annotate.
+    users: list[Callback] = vars(trainer)["callbacks"]
+    users.extend(added)
 
 
 def _check_fresh(trainer: Trainer) -> None:

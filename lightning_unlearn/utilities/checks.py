@@ -45,25 +45,23 @@ def check_choice(name: str, value: T, allowed: Collection[T]) -> T:
     return value
 
 
-def check_fraction(name: str, value: float, *, zero: bool = False) -> float:
+def check_fraction(name: str, value: object, *, zero: bool = False) -> float:
     """Return `value` as a float in (0, 1] (or [0, 1] with `zero`), or raise `ValueError`.
 
     >>> check_fraction("keep", 1)
     1.0
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not (0 < value <= 1 or (zero and value == 0)):
+    if isinstance(value, bool) or not isinstance(value, Real) or not (0 < float(value) <= 1 or (zero and value == 0)):
         raise ValueError(expected(name, f"a fraction in {'[' if zero else '('}0, 1]", value))
     return float(value)
 
 
-def check_positive_int(name: str, value: int, *, zero: bool = False) -> int:
+def check_positive_int(name: str, value: object, *, zero: bool = False) -> int:
     """Return `value` as an int of at least one (or zero with `zero`), or raise `ValueError`.
 
     >>> check_positive_int("max_steps", 50)
     50
     """
-    number = isinstance(value, Integral) and not isinstance(value, bool)
-    if not number or value < (0 if zero else 1):
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < (0 if zero else 1):
         raise ValueError(expected(name, f"an integer of at least {0 if zero else 1}", value))
     return int(value)
