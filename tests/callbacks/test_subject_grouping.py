@@ -45,6 +45,7 @@ def test_with_persistent_workers_and_a_second_fit():
     data = loader(num_workers=1, persistent_workers=True)
     for seed in (1, 2):
         module = BoringClassifier()
+        next(iter(data))  # the user's own workers are there before the fit
         quiet_trainer(callbacks=[SubjectGrouping(SUBJECTS, seed=seed)]).fit(module, data)
         assert module.seen == expected_batches(2, seed=seed)
     # Without the callback the loader shuffles on its own again.

@@ -94,6 +94,13 @@ class Eager(RandomSampler):
         return iter(list(super().__iter__()))
 
 
+class EagerBatches:
+    """A batch sampler that draws from the global random numbers in `__iter__`, and has no length."""
+
+    def __iter__(self):
+        return iter(torch.randperm(40).view(5, 8).tolist())
+
+
 def none_for_odd_start(samples):
     return None if int(samples[0]["index"]) % 2 else default_collate(samples)
 
@@ -111,6 +118,7 @@ CASES = {
     "drop_last": lambda: loader(IdDataset(43), drop_last=True),
     "eager sampler": lambda: loader(sampler=Eager(IdDataset())),
     "batch sampler": lambda: loader(IdDataset(20), batch_sampler=VariableBatches(20)),
+    "batches without a length": lambda: loader(batch_sampler=EagerBatches()),
     "weighted with repeats": lambda: loader(sampler=WeightedRandomSampler([1.0] * 5 + [0.1] * 35, 40)),
     "bulk fetch": lambda: DataLoader(
         IdDataset(), batch_size=None, sampler=BatchSampler(RandomSampler(range(40)), 8, False), collate_fn=None
@@ -210,6 +218,12 @@ def test_subsets_and_concatenations_give_positions_of_the_underlying_data():
     assert listener.fingerprint == DataFingerprint("position", 22)
 
 
+def test_a_batch_that_was_fetched_ahead_is_forgotten_at_the_end_of_the_epoch():
+    listener, _ = run(loader(batch_sampler=EagerBatches()), limit_train_batches=3, max_epochs=3)
+    assert listener.ids == listener.contents
+    assert len(listener.ids) == 9
+
+
 def test_validation_in_mid_epoch_is_not_listened_to():
     listener = Listener()
     trainer = quiet_trainer(callbacks=[listener], val_check_interval=2, num_sanity_val_steps=1)
@@ -255,9 +269,12 @@ def shared_workers(loaders, listen):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kwargs", [{}, {"sampler": "eager"}], ids=["shuffle", "eager"])
-def test_training_and_random_numbers_are_bitwise_the_same(workers, kwargs):
-    made = {"sampler": Eager(IdDataset())} if kwargs else {}
+@pytest.mark.parametrize(
+    "made",
+    [{}, {"sampler": Eager(IdDataset())}, {"batch_sampler": EagerBatches()}],
+    ids=["shuffle", "eager sampler", "eager batches"],
+)
+def test_training_and_random_numbers_are_bitwise_the_same(workers, made):
     (plain, after), (listened, after_too) = (
         shared_workers(loader(num_workers=workers, **made), listen) for listen in (False, True)
     )
@@ -296,6 +313,7 @@ def test_a_view_pickles_as_the_users_loader_even_while_training():
 def test_persistent_workers_survive_a_fit_and_are_listened_to_in_the_next():
     loaders = loader(num_workers=1, persistent_workers=True, batch_size=10)
     for _ in range(2):
+        next(iter(loaders))  # the user's own workers are there before the fit
         listener, _ = run(loaders, max_epochs=2)
         assert listener.ids == listener.contents
         assert len(listener.ids) == 8
