@@ -7,7 +7,6 @@ from lightning import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_unlearn.methods.base import LossMethod, as_loss
@@ -156,7 +155,3 @@ def weights(module):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def mean():
-    return MeanMetric()
