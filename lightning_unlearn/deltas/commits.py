@@ -21,11 +21,12 @@ from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["Commit", "CommitLog", "rank_directory", "read_commit"]
+__all__ = ["Commit", "CommitLog", "commit_numbers", "rank_directory", "read_commit"]
 
 _COMMIT = re.compile(r"commit-(\d{8,})\.json")
 _LOCK = "writer.lock"
 _ATTEMPTS = 5
+_REPAIR = "`DeltaStore.open(url, check=False).repair()` finds the segments again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ def _commit_name(number: int) -> str:
     return f"commit-{number:08d}.json"
 
 
-def _numbers(names: Iterable[str]) -> list[int]:
+def commit_numbers(names: Iterable[str]) -> list[int]:
+    """Numbers of the commits among the names of files, ascending."""
     return sorted(int(match[1]) for name in names if (match := _COMMIT.fullmatch(name)))
 
 
@@ -78,8 +80,11 @@ def read_commit(files: Files, store_id: str, rank: int) -> Commit:
     """
     directory = rank_directory(rank)
     for attempt in range(_ATTEMPTS):
-        numbers = _numbers(files.names(directory))
+        names = files.names(directory)
+        numbers = commit_numbers(names)
         if not numbers:
+            if any(name.startswith("segment-") for name in names):  # a writer commits before its first segment
+                raise StoreCorruptedError(expected(directory, "a directory with a commit", "segments only", _REPAIR))
             return Commit(0, ())
         name = f"{directory}/{_commit_name(numbers[-1])}"
         try:
@@ -89,7 +94,7 @@ def read_commit(files: Files, store_id: str, rank: int) -> Commit:
                 continue
             raise
         return _parse(from_document("commit", name, data), name, store_id, rank)
-    raise StoreCorruptedError(expected(directory, "a directory with a readable commit", "none"))
+    raise StoreCorruptedError(expected(directory, "a directory with a readable commit", "none", _REPAIR))
 
 
 class CommitLog:
@@ -99,12 +104,13 @@ class CommitLog:
         files: The store's directory.
         store_id: The store's id.
         rank: The rank.
+        head: The commit to go on from; the newest one unless it is given, which only a repair does.
 
     Raises:
         StoreMismatchError: another writer of this machine holds the lock.
     """
 
-    def __init__(self, files: Files, store_id: str, rank: int) -> None:
+    def __init__(self, files: Files, store_id: str, rank: int, head: Commit | None = None) -> None:
         self._files = files
         self._store_id = store_id
         self.rank = rank
@@ -117,7 +123,7 @@ class CommitLog:
             except Timeout as error:
                 raise self._another("the lock is held") from error
         try:
-            self.head = read_commit(files, store_id, rank)
+            self.head = head or read_commit(files, store_id, rank)
             self.commit(self.head.segments)
             self.clean()
         except BaseException:
@@ -156,7 +162,7 @@ class CommitLog:
             self._files.publish(name, to_document("commit", body), exclusive=True)
         except FileExistsError as error:
             raise self._another(f"it made commit {commit.number} first") from error
-        numbers = _numbers(self._files.names(self.directory))
+        numbers = commit_numbers(self._files.names(self.directory))
         if numbers[-1] != commit.number:  # ours slipped into a gap that the other's cleaning had left
             self._files.delete(name)
             raise self._another(f"it is at commit {numbers[-1]} already")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-import numpy as np
-
 from lightning_unlearn.deltas.commits import CommitLog, rank_directory, read_commit
 from lightning_unlearn.deltas.documents import digest_of
 from lightning_unlearn.deltas.info import Damage, VerificationReport
 from lightning_unlearn.deltas.reader import load_segment
-from lightning_unlearn.deltas.records import ENTRY, UNKNOWN_OPTIMIZER, EncodedStep
-from lightning_unlearn.deltas.rewrite import drop_delta, holds, purge_segment, write_segment
+from lightning_unlearn.deltas.rewrite import holds, purge_segment
+from lightning_unlearn.deltas.salvage import salvage_commit, salvage_segment, salvage_steps
 from lightning_unlearn.deltas.segment import Segment, SegmentRef
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.types import SampleId, StepStatus
@@ -29,28 +27,6 @@ def total_bytes(files: Files, world_size: int) -> int:
     return sum(files.size(name) for name in names if not name.startswith("rank-") or "/" in name)
 
 
-def _salvage(data: bytes, ref: SegmentRef) -> list[EncodedStep | None]:
-    """Every step of a file that is not whole: intact, without its delta, or `None` where the ids are lost as well."""
-    try:
-        segment = Segment(ref, data[: ref.head_bytes])
-    except ValueError:
-        return [None] * (ref.stop - ref.start)
-    steps: list[EncodedStep | None] = []
-    for index in range(segment.n_steps):
-        try:
-            segment.check_record(index)
-        except (ValueError, IndexError, OverflowError):
-            steps.append(None)
-            continue
-        start, stop = segment.payload_span(index)
-        try:
-            segment.check_payload(index, data[start:stop])
-            steps.append(segment.step(index, data[start:stop]))
-        except ValueError:
-            steps.append(drop_delta(segment.step(index), StepStatus.LOST))
-    return steps
-
-
 def _check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | None:
     name = f"{directory}/{ref.name}"
     try:
@@ -59,7 +35,7 @@ def _check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | No
         every = tuple(range(ref.start, ref.stop))
         return Damage(name, "missing", every, every)
     intact = len(data) == ref.bytes and digest_of(data[: ref.head_bytes]) == ref.digest
-    steps = _salvage(data, ref)
+    steps = salvage_steps(data, ref)
     lost_ids = tuple(ref.start + index for index, step in enumerate(steps) if step is None)
     lost = tuple(
         ref.start + index for index, step in enumerate(steps) if step is None or step.status is StepStatus.LOST
@@ -97,7 +73,7 @@ def verify(
         try:
             commit = read_commit(files, store_id, rank)
         except (LightningUnlearnError, OSError) as error:
-            damages.append(Damage(directory, str(error), repairable=False))
+            damages.append(Damage(directory, str(error), repairable=salvage_commit(files, store_id, rank) is not None))
             continue
         live = {f"commit-{commit.number:08d}.json", *(ref.name for ref in commit.segments)}
         names = files.names(directory)
@@ -108,31 +84,19 @@ def verify(
     return VerificationReport(files.url, checked, steps, tuple(damages), tuple(orphans))
 
 
-def _repair_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef) -> SegmentRef:
-    name = f"{log.directory}/{ref.name}"
-    data = files.read(name) if files.exists(name) else b""
-    gone = EncodedStep(UNKNOWN_OPTIMIZER, (), 0, 0.0, StepStatus.LOST, np.empty(0, ENTRY), b"")
-    try:
-        compression = Segment(ref, data[: ref.head_bytes]).compression
-    except ValueError:
-        compression = None
-    steps = [gone if step is None else step for step in _salvage(data, ref)]
-    return write_segment(log, store_id, ref.start, steps, compression)
-
-
 def repair(files: Files, store_id: str, world_size: int, report: VerificationReport) -> None:
-    """Replace every damaged segment by what is left of it, in one commit for each rank."""
+    """Replace every damaged segment by what is left of it, and a damaged commit by what the segments tell."""
     damaged = {damage.file for damage in report.damages if damage.repairable}
-    unreadable = {damage.file for damage in report.damages if not damage.repairable}
     for rank in range(world_size):
         directory = rank_directory(rank)
-        if directory in unreadable or not any(name.startswith(f"{directory}/") for name in damaged):
+        if not any(name == directory or name.startswith(f"{directory}/") for name in damaged):
             continue
-        log = CommitLog(files, store_id, rank)
+        head = salvage_commit(files, store_id, rank) if directory in damaged else None
+        log = CommitLog(files, store_id, rank, head)
         try:
             log.commit(
                 [
-                    _repair_segment(files, log, store_id, ref) if f"{directory}/{ref.name}" in damaged else ref
+                    salvage_segment(files, log, store_id, ref) if f"{directory}/{ref.name}" in damaged else ref
                     for ref in log.head.segments
                 ]
             )

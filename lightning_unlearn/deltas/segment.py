@@ -22,7 +22,7 @@ from lightning_unlearn.deltas.documents import FORMAT_VERSION, digest_of
 from lightning_unlearn.deltas.records import ENTRY, EncodedStep, Ids, IdTable, record_crc
 from lightning_unlearn.types import SampleId, StepStatus
 
-__all__ = ["Segment", "SegmentRef", "build_segment"]
+__all__ = ["Segment", "SegmentRef", "build_segment", "read_header"]
 
 _DTYPES: dict[str, str] = {"<f8": "F64", "<i8": "I64", "<i4": "I32", "<u4": "U32", "|u1": "U8"}
 _NUMPY = {name: np.dtype(code) for code, name in _DTYPES.items()}
@@ -121,6 +121,12 @@ def build_segment(
     return SegmentRef(name, start, start + len(steps), size, len(head), digest_of(head)), [head, *payloads]
 
 
+def read_header(data: bytes) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file, and where the tensors begin."""
+    (length,) = struct.unpack_from("<Q", data)
+    return json.loads(data[8 : 8 + length]), 8 + length
+
+
 class Segment:
     """A segment's head in memory: everything about its steps but the payload.
 
@@ -159,14 +165,13 @@ class Segment:
             raise ValueError(f"columns of another length than {self.n_steps} steps")
 
     def _columns(self, head: bytes) -> dict[str, npt.NDArray[Any]]:
-        (length,) = struct.unpack_from("<Q", head)
-        header = json.loads(head[8 : 8 + length])
+        header, body = read_header(head)
         compression = header.pop("__metadata__")["compression"]
         self.compression: Compression = "zstd" if compression == "zstd" else None
         header.pop("payload")
         columns = {}
         for name, info in header.items():
-            start, stop = (8 + length + offset for offset in info["data_offsets"])
+            start, stop = (body + offset for offset in info["data_offsets"])
             columns[name] = np.frombuffer(head[start:stop], _NUMPY[info["dtype"]])
         return columns
 

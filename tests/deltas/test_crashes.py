@@ -1,5 +1,6 @@
 """The process ends at every primitive write, half written files included: the store opens, at the last commit."""
 
+import contextlib
 from collections import Counter
 
 import pytest
@@ -110,10 +111,8 @@ def test_after_a_crash_the_content_is_that_before_or_after(tmp_path, monkeypatch
         operations()[0][1](store)
         with monkeypatch.context() as patch:
             killer = Killer(survive).install(patch)
-            try:
+            with contextlib.suppress(Killed):
                 operation(store)
-            except Killed:
-                pass
         contents.append(content(DeltaStore.open(url)))
         if not killer.struck:
             break
@@ -128,10 +127,8 @@ def test_a_store_killed_while_it_is_made_can_be_made_again(tmp_path, monkeypatch
     for survive in range(40):
         with monkeypatch.context() as patch:
             killer = Killer(survive, torn=True).install(patch)
-            try:
+            with contextlib.suppress(Killed):
                 make_store(tmp_path / str(survive))
-            except Killed:
-                pass
         if DeltaStore.exists(tmp_path / str(survive)):
             store = DeltaStore.open(tmp_path / str(survive))
         else:

@@ -120,16 +120,19 @@ def test_bad_arguments_leave_the_writer_as_it_was(url, change, message):
     assert all(holds_step(store, step, steps[step]) for step in range(2))
 
 
+def fill_and_close(writer, steps, count):
+    steps.fill(writer, count)
+    writer.close()
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_the_size_budget_keeps_everything_but_the_deltas(url, background):
     store, steps = make_store(url), Steps()
     one = len(b"".join(d.values.numpy().tobytes() for d in steps[0]["deltas"]))
     writer = store.writer(size_budget=4 * one, background=background)
     with pytest.warns(UnlearningWarning, match="size budget") as caught:
-        steps.fill(writer, 8)
-        writer.flush()
+        fill_and_close(writer, steps, 8)
     assert len(caught) == 1
-    writer.close()
     store.refresh()
     statuses = store.statuses(range(8)).tolist()
     stored = statuses.count(StepStatus.STORED)
