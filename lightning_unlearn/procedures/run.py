@@ -119,7 +119,12 @@ def run_pass(
     if plan is not None and isinstance(method, WeightEdit):
         plan.check(settings.force)
     work = _Pass(copy.deepcopy(model), data, store, ledger, trainers, settings)
-    work.run(method, plan, then)
+    try:
+        work.run(method, plan, then)
+    except BaseException:
+        # The caller gets no model, so the store must not speak of one.
+        work.withdraw()
+        raise
     verdict = judge_probe(work.before, work.after, settings.thresholds)
     broken = nonfinite_parameters(work.module)
     if broken:
@@ -251,7 +256,10 @@ class _Pass:
             **limits, limit_val_batches=0, num_sanity_val_steps=0, callbacks=self._repair_recorder()
         )
         try:
-            trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
+            with warnings.catch_warnings():
+                # Validation is switched off on purpose; that there is no loader for it is no news.
+                warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
+                trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
             steps = int(trainer.global_step)
         finally:
             wrapped.unwrap()

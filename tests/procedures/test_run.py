@@ -181,6 +181,34 @@ def test_rollback_leaves_no_trace_in_store_and_ledger(trained):
     assert again.entry_id is not None
 
 
+def test_an_exception_in_a_later_stage_leaves_the_store_as_it_was(trained):
+    class Broken(FineTune):
+        def step(self, host, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("power cut")
+            return super().step(host, batch, batch_idx)
+
+    steps, states = trained.store.n_steps, len(trained.store.lineage.states)
+    with pytest.raises(RuntimeError, match="power cut"):
+        unlearn(
+            trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True, probe_samples=0,
+            then=Broken(max_steps=5),
+        )  # fmt: skip
+    assert trained.store.n_steps == steps
+    assert len(trained.store.lineage.states) == states
+    assert all(entry.undone for entry in DeletionLedger.open(trained.store).entries)
+    assert trained.store.verify().ok
+
+
+def test_a_validation_step_without_validation_data_is_no_noise(trained):
+    class Validating(XYClassifier):
+        def validation_step(self, batch, batch_idx):
+            raise AssertionError("a pass does not validate")
+
+    model = Validating()
+    unlearn(model, [1], method=FineTune(max_steps=2), data=loaders()["train"])
+
+
 def test_force_keeps_the_damaged_model(trained):
     with pytest.warns(UnlearningWarning, match="as asked"):
         result = unlearn(trained.model, [1], method=Wreck(), data=loaders(), force=True)
