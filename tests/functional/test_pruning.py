@@ -62,6 +62,26 @@ def test_large_input_agrees_with_a_full_sort():
         assert np.array_equal(largest_entries(values, k).numpy(), wanted)
 
 
+@pytest.mark.parametrize("n", [2_048, 6_000])
+@pytest.mark.parametrize("kind", ["few values", "one value", "half precision", "mostly zero", "ties and zeros"])
+def test_ties_in_large_input(kind, n):
+    generator = torch.Generator().manual_seed(2)
+    gauss = torch.randn(n, generator=generator)
+    values = {
+        "few values": gauss.sign() * 1e-3 + (gauss * 3).round() * 1e-10,
+        "one value": torch.full((n,), -2.0),
+        "half precision": ((gauss + 1).bfloat16() - gauss.bfloat16()).float(),
+        "mostly zero": gauss * (torch.rand(n, generator=generator) < 0.12),
+        "ties and zeros": gauss.sign() * (torch.rand(n, generator=generator) < 0.5),
+    }[kind]
+    for k in (1, n // 10, n // 2, n - 1):
+        wanted = np.sort(np.argsort(-values.abs().numpy(), kind="stable")[: min(k, int((values != 0).sum()))])
+        assert np.array_equal(largest_entries(values, k).numpy(), wanted)
+    values[n // 2] = math.inf
+    with pytest.raises(ValueError, match=f"position {n // 2}"):
+        largest_entries(values, n // 10)
+
+
 def test_does_not_change_its_argument_and_reads_strided_tensors():
     values = torch.randn(50, 2).t()[1]
     before = values.clone()
