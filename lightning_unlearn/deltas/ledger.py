@@ -138,7 +138,7 @@ class DeletionLedger:
 
     @torch.no_grad()
     def undo(self, entry_id: str, module: nn.Module) -> ModelState:
-        """Add the subtracted sum back, in place: the weights return to what they were, within one rounding.
+        """Add the subtracted sum back, in place: the weights return to what they were within two roundings.
 
         Steps recorded after the edit stay. Only the latest edit of the weights can be undone, because later ones
         rest on it; undo those first.
