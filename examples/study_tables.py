@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.deltas.judgement import PlanThresholds, judge_damage, judge_placement, judge_specificity
+
 PLACEBOS = ("amnesiac", "amnesiac + repair", "partial amnesiac", "partial amnesiac + repair")
 
 
@@ -39,7 +41,7 @@ def table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
                 present = [row[key] for row in group if key in row]
                 return mean_spread(present, scale, digits) if present else "-"
 
-            judged = sorted({f"{row['damage']} / {row['specificity']}" for row in group if "damage" in row})
+            judged = sorted({judgement(row) for row in group if "relative_norm" in row})
             lines.append(
                 f"| {name} | {label} | {cell('touched_fraction', 100)} | {cell('relative_norm', 1, 3)} "
                 f"| {cell('mean_share', 1, 2)} | {'; '.join(judged) or '-'} | {cell('forget_accuracy', 100)} "
@@ -47,6 +49,14 @@ def table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
                 f"| {cell('forget_kl', 1, 3)} | {cell('test_kl', 1, 3)} | {cell('membership_auroc', 1, 2)} |"
             )
     return lines
+
+
+def judgement(row: dict[str, Any]) -> str:
+    """What the package's present thresholds say of a plan with these numbers."""
+    limits = PlanThresholds()
+    placement = judge_placement(row["mean_share"], limits)
+    damage = judge_damage(row["relative_norm"], False, limits)
+    return f"{damage} / {judge_specificity(placement, row['touched_fraction'], limits)}"
 
 
 NORM_BINS = (0.0, 0.02, 0.05, 0.1, 0.2, math.inf)

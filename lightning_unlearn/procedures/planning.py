@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from lightning import LightningModule
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
@@ -9,10 +11,11 @@ from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.methods.base import Requirement, UnlearningMethod, WeightEdit
 from lightning_unlearn.utilities.parameters import weights_digest
 
-__all__ = ["available_requirements", "make_plan"]
+__all__ = ["available_requirements", "make_plan", "warn_of_plan"]
 
 
 def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
@@ -43,3 +46,17 @@ def make_plan(
     if store.state_of(weights_digest(model)) is None:
         return None
     return request.plan(store, model, ledger=ledger)
+
+
+def warn_of_plan(plan: DeletionPlan, *, repaired: bool) -> None:
+    """Warn with `UnlearningWarning` of a plan that may be carried out and promises trouble.
+
+    Plain SGD is always warned of. A plan that refuses has said so already, with an exception, before it was forced.
+
+    Args:
+        plan: The plan.
+        repaired: Whether a repair follows, which is what a middling damage asks for.
+    """
+    damaging = plan.damage == "strong" or (plan.damage == "warn" and not repaired)
+    if plan.plain_sgd or (not plan.refuses and (damaging or plan.specificity == "warn")):
+        warnings.warn(plan.recommendation, UnlearningWarning, stacklevel=4)

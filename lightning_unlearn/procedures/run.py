@@ -43,7 +43,7 @@ from lightning_unlearn.procedures.guards import (
     warn_if_unchanged,
 )
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
-from lightning_unlearn.procedures.planning import available_requirements, make_plan
+from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.trainers import TrainerSource
 from lightning_unlearn.results import StageResult
@@ -118,6 +118,7 @@ def run_pass(
     plan = make_plan(request, model, method, store, ledger)
     if plan is not None and isinstance(method, WeightEdit):
         plan.check(settings.force)
+        warn_of_plan(plan, repaired=then is not None)
     work = _Pass(copy.deepcopy(model), data, store, ledger, trainers, settings)
     try:
         work.run(method, plan, then)

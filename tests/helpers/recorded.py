@@ -91,7 +91,9 @@ class Recorded:
         return DeltaStore.open(self.url)
 
 
-def record(folder: Path, seed=0, wrong=(), momentum=0.9, callbacks=(), epochs=EPOCHS, **settings) -> Recorded:
+def record(
+    folder: Path, seed=0, wrong=(), momentum=0.9, callbacks=(), epochs=EPOCHS, train=None, **settings
+) -> Recorded:
     """Train with a recorder; float32 values and keep = 1 unless told otherwise."""
     settings = {"keep": 1.0, "value_dtype": "float32", **settings}
     url = str(folder / "store")
@@ -100,5 +102,5 @@ def record(folder: Path, seed=0, wrong=(), momentum=0.9, callbacks=(), epochs=EP
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recorder = DeltaRecorder(url, **settings)
     trainer = quiet_trainer(max_epochs=epochs, callbacks=[*callbacks, recorder])
-    trainer.fit(model, loaders(seed, wrong)["train"])
+    trainer.fit(model, loaders(seed, wrong)["train"] if train is None else train)
     return Recorded(model, url, initial)

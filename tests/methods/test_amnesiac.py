@@ -10,6 +10,9 @@ from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods import Amnesiac, PartialAmnesiac
 from tests.helpers.recorded import EPOCHS, XYClassifier, batches_of, datasets, loaders, record
 
+# Sixty-four rows in twenty-four steps: every plan has something to warn of, which is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*took part in.*:lightning_unlearn.exceptions.UnlearningWarning")
+
 
 def graves(ids, seed=0):
     """Graves et al. in a plain loop: train, add up the changes of the batches that held an id, subtract the sum."""

@@ -20,6 +20,9 @@ from lightning_unlearn.methods import (
 from lightning_unlearn.methods.retrain import Retrain
 from tests.helpers.recorded import loaders, record
 
+# Sixty-four rows in twenty-four steps: every plan has something to warn of, which is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*took part in.*:lightning_unlearn.exceptions.UnlearningWarning")
+
 NAMES = sorted(METHODS)
 
 

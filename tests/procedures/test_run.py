@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import (
@@ -26,6 +27,9 @@ from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retra
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, batches_of, datasets, loaders, record
+
+# Sixty-four rows in twenty-four steps: every plan has something to warn of, which is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*took part in.*:lightning_unlearn.exceptions.UnlearningWarning")
 
 
 @pytest.fixture
@@ -432,7 +436,27 @@ def test_the_saved_result_loads_without_this_package(trained, tmp_path):
     assert out.stdout.strip() == "loaded", out.stderr
 
 
-def test_a_pass_is_quiet(trained):
+def test_what_a_plan_warns_of(tmp_path):
+    """Scattered samples warn; plain SGD warns even where the plan would be fine otherwise, forced or not."""
+    momentum, plain = record(tmp_path / "momentum"), record(tmp_path / "plain", momentum=0.0)
+    tiny = PartialAmnesiac(keep=0.001, scale="share")
+    for run, message in ((momentum, "scattered"), (plain, "SGD without momentum")):
+        for force in (False, True):
+            with pytest.warns(UnlearningWarning, match=message):
+                unlearn(run.model, [1], method=tiny, data=loaders(), store=run.url, force=force, probe_samples=0)
+
+
+def test_a_pass_without_trouble_is_quiet(tmp_path):
+    grouping = SubjectGrouping([f"user-{row // 4}" for row in range(64)], max_share=0.5)
+    keys = [f"user-{row // 4}" for row in range(64)]
+    shuffled = DataLoader(datasets()[0], BATCH, shuffle=True)
+    trained = record(tmp_path, callbacks=[grouping], sample_keys=keys, train=shuffled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        unlearn(trained.model, [1], method=PartialAmnesiac(keep=0.01), data=loaders(), store=trained.url, force=True)
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
+        result = unlearn(
+            trained.model, ["user-3"], method=PartialAmnesiac(keep=0.01), data=loaders(), store=trained.url,
+            sample_keys=keys, then=FineTune(max_steps=3), seed=0,
+        )  # fmt: skip
+    assert result.plan.specificity == "specific"
+    assert not result.rolled_back
