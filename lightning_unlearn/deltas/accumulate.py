@@ -62,7 +62,9 @@ def accumulate(
                 continue
             fraction = keep_of(name, 1.0, keep) if isinstance(keep, Mapping) else keep
             delta = stored if fraction is None or fraction == 1.0 else prune(stored, info.numel, fraction)
-            total = sums.setdefault(name, torch.zeros(info.numel, dtype=torch.float64))
+            if name not in sums:
+                sums[name] = torch.zeros(info.numel, dtype=torch.float64)
+            total = sums[name]
             if delta.indices is None:
                 total.add_(delta.values.double(), alpha=amounts[step])
             else:

@@ -64,7 +64,8 @@ def _encode_indices(indices: npt.NDArray[np.int64], numel: int) -> tuple[IndexCo
         mask = np.zeros(numel, np.bool_)
         mask[indices] = True
         return codec, np.packbits(mask)
-    counts = np.bincount(indices >> 8, minlength=-(-numel // _BLOCK)).astype("<u2")
+    starts = np.searchsorted(indices, np.arange(0, numel + _BLOCK, _BLOCK))
+    counts = np.diff(starts).astype("<u2")
     return codec, np.concatenate([indices.astype(np.uint8), counts.view(np.uint8)])
 
 
@@ -139,7 +140,7 @@ def encode_layer(delta: LayerDelta, numel: int, value_dtype: ValueDtype) -> Enco
         indices = delta.indices.detach().cpu().to(torch.int64).numpy()
         fits = indices.size == values.size and (
             indices.size == 0
-            or (int(indices[0]) >= 0 and int(indices[-1]) < numel and bool((np.diff(indices) > 0).all()))
+            or (int(indices[0]) >= 0 and int(indices[-1]) < numel and bool((indices[1:] > indices[:-1]).all()))
         )
     if not fits:
         raise ValueError(expected("delta", f"ascending positions below {numel}, one for each value", delta))

@@ -212,3 +212,30 @@ def test_the_ledger_and_the_state_change_together(tmp_path, monkeypatch, action)
     assert outcomes[0] is False
     assert outcomes[-1] is True
     assert survive >= 3
+
+
+def test_a_purge_over_two_ranks_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    asked = STEPS[1]["sample_ids"][0]
+    for survive in range(60):
+        url = tmp_path / str(survive)
+        store = make_store(url, world_size=2)
+        for rank in range(2):
+            with store.writer(rank) as writer:
+                for step in range(4):
+                    mine = [delta for delta in STEPS[step]["deltas"] if delta.layer % 2 == rank]
+                    writer.append(**{**STEPS[step], "deltas": mine})
+        with monkeypatch.context() as patch:
+            killer = Killer(survive, torn=True).install(patch)
+            with contextlib.suppress(Killed):
+                store.purge([asked], [1])
+        reopened = DeltaStore.open(url)
+        assert reopened.verify().ok
+        reopened.purge([asked], [1])
+        assert reopened.verify().orphans == ()
+        assert asked not in reopened.reader.distinct_ids()
+        assert reopened.record(1).status is StepStatus.PURGED
+        assert all(same_deltas(reopened.read(step), STEPS[step]["deltas"]) for step in (0, 2, 3))
+        if not killer.struck:
+            break
+    assert not killer.struck
+    assert survive > 15
