@@ -104,7 +104,8 @@ def _encode_values(values: npt.NDArray[np.float32], value_dtype: ValueDtype) -> 
         return 1.0, tensor.to(torch.bfloat16).view(torch.int16).numpy().astype("<i2", copy=False).view(np.uint8)
     if largest == 0.0:
         return 1.0, np.zeros(2 * values.size, np.uint8)
-    exponent = min(math.frexp(largest)[1], 127)
+    mantissa, exponent = math.frexp(largest)
+    exponent = min(exponent - (mantissa == 0.5), 127)  # 2.0**exponent is the next power of two from `largest` on
     scaled = np.clip(np.ldexp(values, -exponent), -_FLOAT16_BELOW_TWO, _FLOAT16_BELOW_TWO)
     return math.ldexp(1.0, exponent), scaled.astype("<f2").view(np.uint8)
 
