@@ -107,7 +107,7 @@ def recommend(
     if not steps:
         return "No step that is still in these weights saw the samples: there is nothing to subtract."
     size = (
-        f"The {samples} sample{'s' * (samples != 1)} took part in {steps} of {all_steps} steps "
+        f"The {samples} id{'s' * (samples != 1)} asked for took part in {steps} of {all_steps} steps "
         f"({steps / all_steps:.1%}); subtracting them moves the weights by {relative_norm:.1%} of the distance that "
         f"training covered."
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning_unlearn.__about__ import __version__
 from lightning_unlearn.demo.arm import ARMS, CONTRIBUTORS, EPOCHS, REPAIR_STEPS, ArmResult, Placement
-from lightning_unlearn.demo.story import METRICS, arms_of, outcomes, story, values
+from lightning_unlearn.demo.story import METRICS, arms_of, outcomes, story, summary, values
 from lightning_unlearn.report import (
     Cell,
     Column,
@@ -50,16 +50,21 @@ def build_report(results: Sequence[ArmResult], seconds: float) -> UnlearningRepo
         "model is a small convolutional network with BatchNorm, trained on 1,438 of scikit-learn's digits for "
         f"{EPOCHS} epochs."
     )
+    repeated = f"{seeds} seeds each" if seeds > 1 else "one seed"
     done = (
         "Training was recorded once with a contributor's images in shared batches (grouped) and once with ordinary "
-        f"shuffling (random), {seeds} seeds each. Every method ran on the same original. Repair is {REPAIR_STEPS} "
-        "steps of the user's own training on the remaining data at a third of the learning rate; BatchNorm statistics "
-        "are re-estimated after each subtraction. The placebo is the same subtraction for an innocent bystander's 20 "
+        f"shuffling (random), {repeated}. Every method ran on the same original. Repair is {REPAIR_STEPS} steps of the "
+        "user's own training on the remaining data at a third of the learning rate; BatchNorm statistics are "
+        "re-estimated after each subtraction. The placebo is the same subtraction for an innocent bystander's 20 "
         "images. The twin was retrained from the same initial weights on the same batches without the contributor's "
         "images; a second retraining from other initial weights shows how much two retrainings differ. Plans that "
         "refused were forced, to show what they warn of."
     )
-    sections = [Section("What was asked", (asked,)), Section("What was done", (done,), tables=(_plans(results),))]
+    sections = [
+        Section("In plain words", tuple(story(results))),
+        Section("What was asked", (asked,)),
+        Section("What was done", (done,), tables=(_plans(results),)),
+    ]
     sections += [_comparison(results, placement, contributor) for contributor in CONTRIBUTORS for placement in ARMS]
     sections.append(_limits(results))
     metadata = {
@@ -67,7 +72,7 @@ def build_report(results: Sequence[ArmResult], seconds: float) -> UnlearningRepo
         "seeds": ", ".join(str(arm.seed) for arm in arms_of(results, "grouped")),
         "demo took": f"{seconds:.0f} s",
     }
-    return UnlearningReport("Forgetting two contributors", " ".join(story(results)), tuple(sections), metadata)
+    return UnlearningReport("Forgetting two contributors", summary(results), tuple(sections), metadata)
 
 
 def _plans(results: Sequence[ArmResult]) -> Table:
@@ -98,26 +103,30 @@ def _plans(results: Sequence[ArmResult]) -> Table:
 def _comparison(results: Sequence[ArmResult], placement: Placement, contributor: str) -> Section:
     labels = list(dict.fromkeys(row.label for arm in arms_of(results, placement) for row in arm.rows))
     columns = [Column(name, *METRICS[name], help=_HELP[name]) for name in METRICS]
-    columns.append(Column("verdict", "verdict", text=True))
     rows = []
     for label in labels:
         cells: dict[str, Cell | str] = {
             name: Cell.of(values(results, placement, contributor, label, name)) for name in METRICS
         }
-        if label in arms_of(results, placement)[0].verdicts[contributor]:
-            cells["verdict"] = outcomes(results, placement, contributor, label)
         rows.append(Row(label, cells, _kind(label)))
     seeds = len(arms_of(results, placement))
-    note = f"Mean ± standard deviation over {seeds} seeds. The right value of every column is the retrained twin's."
+    repeated = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
+    note = f"{repeated} The right value of every column is the retrained twin's."
     first = arms_of(results, placement)[0]
     advice = f"The plan's advice for Amnesiac (first seed): {first.plans[contributor]['recommendation']}"
-    remarks = [f"{label} (first seed): {result.verdict}" for label, result in first.verdicts[contributor].items()]
+    verdicts = Table(
+        "What the evidence allows to be said",
+        (Column("outcome", "conclusion, by seeds", text=True), Column("words", "in words (first seed)", text=True)),
+        tuple(
+            Row(label, {"outcome": outcomes(results, placement, contributor, label), "words": result.verdict})
+            for label, result in first.verdicts[contributor].items()
+        ),
+    )
     return Section(
         f"The {contributor} contributor, {placement} placement",
         (advice,),
         tuple(_figures(results, placement, contributor, labels)),
-        (Table("Every model", tuple(columns), tuple(rows), note),),
-        tuple(remarks),
+        (Table("Every model", tuple(columns), tuple(rows), note), verdicts),
     )
 
 

@@ -6,9 +6,9 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from lightning_unlearn.demo.arm import ArmResult, Placement
+from lightning_unlearn.demo.arm import ARMS, ArmResult, Placement
 
-__all__ = ["METRICS", "arms_of", "mean", "outcomes", "story", "values"]
+__all__ = ["METRICS", "arms_of", "mean", "outcomes", "story", "summary", "values"]
 
 METRICS: dict[str, tuple[str, float, int]] = {
     "forget_accuracy": ("forget %", 100, 0),
@@ -51,6 +51,41 @@ def outcomes(results: Sequence[ArmResult], placement: Placement, contributor: st
     counts = Counter(arm.verdicts[contributor][label].outcome for arm in arms_of(results, placement))
     total = sum(counts.values())
     return ", ".join(f"{name.replace('_', ' ')} ({count} of {total})" for name, count in counts.most_common())
+
+
+def summary(results: Sequence[ArmResult]) -> str:
+    """One paragraph that may be read alone."""
+
+    def number(placement: Placement, label: str, metric: str) -> float:
+        return 100 * mean(results, placement, "mislabelled", label, metric)
+
+    parts = []
+    for placement in ARMS:
+        how = "sharing their batches" if placement == "grouped" else "shuffled among all others"
+        own = number(placement, "amnesiac + repair", "forget_accuracy")
+        bystander = number(placement, "placebo + repair", "forget_accuracy")
+        original, twin = (number(placement, label, "forget_accuracy") for label in ("original", "retrained twin"))
+        verdict = ", so it was their own steps that counted." if own + 5 < bystander else ": forgetting by damage."
+        parts.append(
+            f"With a contributor's images {how}, amnesiac unlearning and a short repair took the wrong labels the "
+            f"model had learnt from {original:.0f} % to {own:.0f} % (retrained: {twin:.0f} %), at "
+            f"{_points(results, placement)} of test accuracy; doing the same with an innocent bystander's steps left "
+            f"{bystander:.0f} %{verdict}"
+        )
+    nothing = [arm.verdicts["clean"]["amnesiac + repair"].something_to_forget is False for arm in results]
+    parts.append(
+        f"The contributor with right labels had nothing measurable to forget in {sum(nothing)} of {len(nothing)} runs."
+    )
+    return " ".join(parts)
+
+
+def _points(results: Sequence[ArmResult], placement: Placement) -> str:
+    before, after = (
+        100 * mean(results, placement, "mislabelled", label, "test_accuracy")
+        for label in ("original", "amnesiac + repair")
+    )
+    change = after - before
+    return f"{abs(change):.1f} points {'less' if change < 0 else 'more'}"
 
 
 def story(results: Sequence[ArmResult]) -> list[str]:

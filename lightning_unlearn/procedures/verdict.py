@@ -79,7 +79,8 @@ class DecisionRule:
         least_effect: Smallest difference in confidence that counts as anything.
         moved: Share of the memorisation that must be gone for "partly forgotten".
         reached: Share that must be gone for "forgotten"; the rest must be within the noise as well.
-        placebo_margin: How much more of it than by the placebo must be gone.
+        placebo_margin: How much more of it than by the placebo must be gone. As much as counts as having moved at
+            all: an advantage smaller than that is no forgetting of its own.
         damage: Loss of test accuracy that makes the result worthless.
         min_samples: Fewest forgotten samples that anything is concluded from.
     """
@@ -88,7 +89,7 @@ class DecisionRule:
     least_effect: float = 0.02
     moved: float = 0.25
     reached: float = 0.8
-    placebo_margin: float = 0.1
+    placebo_margin: float = 0.25
     damage: float = 0.05
     min_samples: int = 5
 

@@ -55,7 +55,7 @@ FACTS = {
 
 def test_the_paragraph_says_what_it_knows():
     text = recommend(**FACTS)
-    for part in ("20 samples", "20 of 460 steps", "4.3%", "3.0%", "31%", "about 1 point"):
+    for part in ("20 ids", "20 of 460 steps", "4.3%", "3.0%", "31%", "about 1 point"):
         assert part in text
     for part in ("Refused", "scattered", "without momentum", "no stored delta"):
         assert part not in text

@@ -62,8 +62,8 @@ def test_nothing_memorised():
 def test_report(tmp_path):
     report = build_report(arms(seeds=2, own=0.0), seconds=12.0)
     titles = [section.title for section in report.sections]
-    assert len(titles) == 2 + len(CONTRIBUTORS) * len(ARMS) + 1
-    for section in report.sections[2:-1]:
+    assert len(titles) == 3 + len(CONTRIBUTORS) * len(ARMS) + 1
+    for section in report.sections[3:-1]:
         assert [row.label for row in section.tables[0].rows] == list(LABELS)
         assert len(section.figures) == 2
     assert report.to_html(tmp_path / "page.html").read_text().count("<svg") == 8
