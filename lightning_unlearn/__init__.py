@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.data.datamodule import UnlearningDataModule
     from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
     from lightning_unlearn.deltas.ledger import DeletionLedger
+    from lightning_unlearn.deltas.placebo import placebo_request
     from lightning_unlearn.deltas.plan import DeletionPlan
     from lightning_unlearn.deltas.request import DeletionRequest
     from lightning_unlearn.deltas.store import DeltaStore
@@ -43,6 +44,7 @@ _HOMES = {
     "UnlearningReport": "report",
     "VerificationError": "metrics",
     "evaluate": "api",
+    "placebo_request": "deltas.placebo",
     "unlearn": "api",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "evaluate",
+    "placebo_request",
     "unlearn",
 ]
 

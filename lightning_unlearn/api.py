@@ -11,18 +11,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
+from lightning_unlearn.data.sample_ids import SampleKeys
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.deltas.store import DeltaStore
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.methods.base import LossMethod, UnlearningMethod
 from lightning_unlearn.methods.registry import get_method
-from lightning_unlearn.procedures.evaluate import evaluate
+from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds
 from lightning_unlearn.procedures.outcome import UnlearningResult
+from lightning_unlearn.procedures.outputs import Adapter
 from lightning_unlearn.procedures.run import BatchNormPolicy, PassSettings, run_pass
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
-from lightning_unlearn.types import DataFingerprint, SampleId
+from lightning_unlearn.results import EvaluationResult
+from lightning_unlearn.types import DataFingerprint, SampleId, Split
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["evaluate", "unlearn"]
@@ -39,11 +42,12 @@ def unlearn(
     then: LossMethod | None = None,
     batch_norm: BatchNormPolicy = "reestimate",
     seed: int | None = None,
+    record: bool = True,
     force: bool = False,
-    sample_keys: Sequence[SampleId] | Mapping[int, SampleId] | Callable[[int], SampleId] | None = None,
+    sample_keys: SampleKeys | None = None,
     sample_id: str | Callable[[Any], Sequence[SampleId]] | None = None,
     ledger_key: bytes | None = None,
-    adapter: Callable[[LightningModule, Any], tuple[Tensor, Tensor]] | None = None,
+    adapter: Adapter | None = None,
     probe_samples: int = 1000,
     thresholds: ProbeThresholds | None = None,
 ) -> UnlearningResult:
@@ -65,6 +69,8 @@ def unlearn(
         batch_norm: What happens to running statistics after an edit: `"reestimate"` on retain data, `"keep"`, or
             `"subtract"` their recorded changes.
         seed: Seeds every stage that draws.
+        record: Write the ledger entry and record a repair. `False` only reads the store: for a placebo
+            (`placebo_request`) and other experiments, whose model will not be used.
         force: Carry out a plan that refuses, and keep a model the probe calls collapsed.
         sample_keys: As given to the recorder.
         sample_id: As given to the recorder.
@@ -92,6 +98,7 @@ def unlearn(
     settings = PassSettings(
         batch_norm=batch_norm,
         seed=seed,
+        record=record,
         force=force,
         probe_samples=probe_samples,
         thresholds=thresholds or ProbeThresholds(),
@@ -115,6 +122,88 @@ def unlearn(
         then=then,
         settings=settings,
     )
+
+
+def evaluate(
+    original: LightningModule,
+    unlearned: LightningModule,
+    request: DeletionRequest | Collection[SampleId] | None = None,
+    *,
+    data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
+    retrained: LightningModule | None = None,
+    placebo: LightningModule | None = None,
+    references: Sequence[LightningModule] = (),
+    true_targets: Tensor | None = None,
+    paired: bool = False,
+    unlearning_seconds: float | None = None,
+    retraining_seconds: float | None = None,
+    store_bytes: int | None = None,
+    sample_keys: SampleKeys | None = None,
+    adapter: Adapter | None = None,
+) -> EvaluationResult:
+    """Compare an unlearned model with what it should be, and say in words what follows.
+
+    First it is asked whether there was anything to forget; "forgotten" is said only if the model moved to the
+    retrained one, unharmed, and clearly more than the placebo did. See `procedures.evaluate` for the rule.
+
+    Args:
+        original: The trained model that holds the samples.
+        unlearned: The model after the forgetting pass.
+        request: What was forgotten; splits `data`. Leave it out where `data` is split already.
+        data: The user's datamodule (with test data), or loaders: `"train"` and `"test"` to be split by `request`, or
+            `"forget"`, `"test"` and optionally `"retain"`.
+        retrained: A model trained without the forgotten samples. Without one, held-out samples stand in for it.
+        placebo: The original after the same pass for an innocent group (`placebo_request`).
+        references: Further retrained models; they measure the noise between trainings.
+        true_targets: True labels of the forget set, in ascending order of position, where its labels were wrong.
+        paired: Whether `retrained` shares initial weights and order with `original` (`Retrain(order="same")`).
+        unlearning_seconds: How long the pass took.
+        retraining_seconds: How long retraining took.
+        store_bytes: Size of the store.
+        sample_keys: As given to the recorder.
+        adapter: `(module, batch) -> (logits, targets)` for modules whose batches are not `(x, y)`.
+
+    Returns:
+        Values, the values they should have, and a verdict.
+
+    Raises:
+        MissingRequirementError: no held-out data, or an adapter is needed.
+        DeletionRequestError: ids that are not in the data.
+        ValueError: an argument does not fit the others.
+    """
+    return evaluate_loaders(
+        original,
+        unlearned,
+        data=_split_loaders(data, request, sample_keys),
+        retrained=retrained,
+        placebo=placebo,
+        references=references,
+        true_targets=true_targets,
+        paired=paired,
+        unlearning_seconds=unlearning_seconds,
+        retraining_seconds=retraining_seconds,
+        store_bytes=store_bytes,
+        adapter=adapter,
+    )
+
+
+def _split_loaders(
+    data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
+    request: DeletionRequest | Collection[SampleId] | None,
+    sample_keys: SampleKeys | None,
+) -> dict[Split, DataLoader[Any]]:
+    if request is None:
+        if not isinstance(data, Mapping):
+            remedy = "Pass the request, or loaders of 'forget', 'retain' and 'test'."
+            raise MissingRequirementError(expected("request", "given where `data` is not split", None, remedy))
+        return dict(data)  # type: ignore[return-value]  # unknown names are refused by the evaluation
+    wanted = request if isinstance(request, DeletionRequest) else DeletionRequest(request)
+    split = UnlearningDataModule(data, wanted.sample_ids, sample_keys=sample_keys)
+    test = split.test_loader() or split.val_loader()
+    if test is None:
+        remedy = "Forgotten samples are compared with samples that no training saw."
+        raise MissingRequirementError(expected("data", "with test data", type(data).__name__, remedy))
+    return {"forget": split.forget_loader(), "retain": split.retain_loader(), "test": test}
 
 
 def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule) -> None:

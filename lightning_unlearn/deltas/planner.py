@@ -26,7 +26,7 @@ from lightning_unlearn.types import ModelState, Scale, StepStatus
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.parameters import change_norm, weights_digest
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "recognise"]
 
 _EMPTY = np.empty(0, np.int64)
 
@@ -44,7 +44,7 @@ def make_plan(
     check_choice("scale", scale, ("step", "share"))
     if store is None:
         return _without_store(request, scale, keep)
-    state = _recognise(store, model)
+    state = recognise(store, model)
     if ledger is None and state.edits:
         ledger = DeletionLedger.open(store)
     honoured = {} if ledger is None else ledger.honoured(request.sample_ids, state.edits)
@@ -143,7 +143,12 @@ def _without_store(request: RequestedSamples, scale: Scale, keep: Keep) -> Delet
     )
 
 
-def _recognise(store: DeltaStore, model: nn.Module | None) -> ModelState:
+def recognise(store: DeltaStore, model: nn.Module | None) -> ModelState:
+    """The recorded state of a model's weights; the latest one for `None`.
+
+    Raises:
+        StoreMismatchError: another model, or weights that the store does not know.
+    """
     if model is None:
         return store.tip
     store.check_model(model)

@@ -123,7 +123,9 @@ def run_arm(
         for label, (method, then, innocent) in VARIANTS.items():
             progress(f"{contributor}: {label}")
             subject = "bystander" if innocent else contributor
-            result = unlearn_demo(original, url, seed, placement, subject, method, then)
+            # One pass is meant; the others are experiments on the same original, which only read the store.
+            kept = label == "amnesiac + repair"
+            result = unlearn_demo(original, url, seed, placement, subject, method, then, record=kept)
             models[label], costs[label] = result.model, result.seconds
             if label == "amnesiac" and result.plan is not None:
                 plans[contributor] = describe_plan(result.plan)
@@ -175,6 +177,7 @@ def unlearn_demo(
     subject: str,
     method: UnlearningMethod,
     then: LossMethod | None,
+    record: bool = False,
 ) -> UnlearningResult:
     """One request; forced, because the random arm is there to show what the plan warns of."""
     data = DigitsData(seed)
@@ -190,6 +193,7 @@ def unlearn_demo(
             trainer=trainer_arguments(placement, data) if isinstance(method, Retrain) else None,
             then=then,
             seed=seed,
+            record=record,
             force=True,
             sample_keys=keys_of(data),
         )

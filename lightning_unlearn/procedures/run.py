@@ -70,6 +70,7 @@ class PassSettings:
         batch_norm: `"reestimate"` running statistics on retain data after an edit, `"keep"` them, or `"subtract"`
             their recorded changes (the store must hold buffers).
         seed: Seeds everything before each stage that draws; `None` leaves the random state alone.
+        record: Write the ledger entry and record training steps; without it the store is only read.
         force: Carry out a plan that refuses, and keep a model that the probe calls collapsed.
         probe_samples: Retain samples in a probe; 0 switches probes (and the rollback) off.
         thresholds: When a probe warns and rolls back.
@@ -80,6 +81,7 @@ class PassSettings:
 
     batch_norm: BatchNormPolicy = "reestimate"
     seed: int | None = None
+    record: bool = True
     force: bool = False
     probe_samples: int = 1000
     thresholds: ProbeThresholds = field(default_factory=ProbeThresholds)
@@ -205,7 +207,7 @@ class _Pass:
 
     def withdraw(self) -> None:
         """Take the pass out of the store: the model it made is not the one that is returned."""
-        if self.store is not None and self.steps_before is not None:
+        if self.store is not None and self.steps_before is not None and self.settings.record:
             withdraw_pass(self.store, entry_id=self.entry_id, n_steps=self.steps_before)
 
     def _probe(self) -> Mapping[str, float]:
@@ -233,7 +235,7 @@ class _Pass:
         if self.settings.batch_norm == "subtract" and self.store is not None and plan is not None:
             self._subtract_buffers(self.store, plan)
         unchanged = warn_if_unchanged(digest, weights_digest(self.module), method.name)
-        if self.ledger is not None and plan is not None and not unchanged:
+        if self.settings.record and self.ledger is not None and plan is not None and not unchanged:
             self.entry_id = self.ledger.record(plan, self.module, method=method.name, keep=method.keep).entry_id
         return 0
 
@@ -286,7 +288,7 @@ class _Pass:
     def _repair_recorder(self) -> list[Any]:
         """Record training steps of a pass as well: the retain samples in them may be asked for next."""
         store = self.store
-        if store is None:
+        if store is None or not self.settings.record:
             return []
         store.refresh()  # the ledger and an earlier stage write through objects of their own
         if store.state_of(weights_digest(self.module)) is None:
