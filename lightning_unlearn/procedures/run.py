@@ -30,6 +30,7 @@ from lightning_unlearn.methods.base import (
     LossMethod,
     Procedure,
     ProcedureContext,
+    Requirement,
     UnlearningMethod,
     WeightEdit,
 )
@@ -236,7 +237,10 @@ class _Pass:
             self._subtract_buffers(self.store, plan)
         unchanged = warn_if_unchanged(digest, weights_digest(self.module), method.name)
         if self.settings.record and self.ledger is not None and plan is not None and not unchanged:
-            self.entry_id = self.ledger.record(plan, self.module, method=method.name, keep=method.keep).entry_id
+            # An edit that subtracts no deltas has nothing that an undo could add back.
+            amounts = plan.amounts if Requirement.DELTAS in method.requires else {}
+            entry = self.ledger.record(plan, self.module, method=method.name, keep=method.keep, amounts=amounts)
+            self.entry_id = entry.entry_id
         return 0
 
     def _subtract_buffers(self, store: DeltaStore, plan: DeletionPlan) -> None:

@@ -290,6 +290,19 @@ def test_leftovers_name_the_store_and_older_states(trained):
     assert "EMA" in text
 
 
+def test_an_edit_without_deltas_has_nothing_to_add_back(trained):
+    class Nudge(WeightEdit):
+        guarantee, source = "heuristic", "test"
+
+        def compute_edit(self, context):
+            return {"net.0.bias": torch.full((16,), 1e-3)}
+
+    result = unlearn(trained.model, [1], method=Nudge(), data=loaders(), store=trained.url, force=True)
+    entry = DeletionLedger.open(trained.store).entries[-1]
+    assert entry.entry_id == result.entry_id
+    assert dict(entry.amounts) == {}
+
+
 # --- BatchNorm ----------------------------------------------------------------------------------------------------
 
 
