@@ -252,6 +252,18 @@ def forget_set_rows(
     return [{**shared, "model": label, **measured[label], **plans.get(label, {})} for label in models]
 
 
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """The rows as JSON, numbers to six significant digits."""
+
+    def short(value: Any) -> Any:
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    kept = [{key: short(value) for key, value in row.items()} for row in rows]
+    settings = {"epochs": EPOCHS, "batch": BATCH, "train": TRAIN, "test": TEST}
+    sets = [asdict(item) for item in forget_sets()]
+    path.write_text(json.dumps({"settings": settings, "sets": sets, "rows": kept}))
+
+
 def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,11 +286,9 @@ def main() -> None:
         for future in as_completed(futures):
             rows += future.result()
             rows.sort(key=lambda row: (row["optimizer"] != "sgd", row["seed"]))
-            settings = {"epochs": EPOCHS, "batch": BATCH, "train": TRAIN, "test": TEST}
-            stored.write_text(
-                json.dumps({"settings": settings, "sets": [asdict(item) for item in forget_sets()], "rows": rows})
-            )
+            write_rows(rows, stored)
             progress.advance(task)
+    write_rows(rows, stored)
     tables = options.output.with_name(options.output.name + "-tables.md")
     write_tables(rows, tables, {"epochs": EPOCHS, "batch": BATCH, "train": TRAIN, "test": TEST})
     console.print(f"Wrote {stored} and {tables}.")

@@ -14,8 +14,8 @@ DEFAULT = PlanThresholds()
 @pytest.mark.parametrize(
     ("norm", "plain", "want"),
     [
-        (0.0, False, "fine"), (0.02, False, "fine"), (0.021, False, "note"), (0.05, False, "note"),
-        (0.051, False, "warn"), (0.1, False, "warn"), (0.11, False, "strong"), (0.2, False, "strong"),
+        (0.0, False, "fine"), (0.02, False, "fine"), (0.021, False, "note"), (0.03, False, "note"),
+        (0.031, False, "warn"), (0.06, False, "warn"), (0.061, False, "strong"), (0.2, False, "strong"),
         (0.21, False, "refuse"), (float("inf"), False, "refuse"), (float("nan"), False, "refuse"),
         (0.0, True, "fine"), (0.001, True, "warn"), (0.15, True, "strong"), (0.3, True, "refuse"),
     ],
@@ -24,7 +24,7 @@ def test_damage(norm, plain, want):
     assert judge_damage(norm, plain, DEFAULT) == want
 
 
-@pytest.mark.parametrize(("share", "want"), [(0.25, "grouped"), (0.249, "scattered"), (1.0, "grouped")])
+@pytest.mark.parametrize(("share", "want"), [(0.1, "grouped"), (0.099, "scattered"), (1.0, "grouped")])
 def test_placement(share, want):
     assert judge_placement(share, DEFAULT) == want
 
