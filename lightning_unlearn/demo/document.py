@@ -19,6 +19,7 @@ from lightning_unlearn.report import (
     UnlearningReport,
     bar_figure,
     dot_figure,
+    say_and_do_not_say,
 )
 from lightning_unlearn.report.content import RowKind
 
@@ -66,7 +67,15 @@ def build_report(results: Sequence[ArmResult], seconds: float) -> UnlearningRepo
         Section("What was done", (done,), tables=(_plans(results),)),
     ]
     sections += [_comparison(results, placement, contributor) for contributor in CONTRIBUTORS for placement in ARMS]
-    sections.append(_limits(results))
+    sections.append(
+        say_and_do_not_say(
+            {
+                f"{contributor}, {label}": [arm.verdicts[contributor][label] for arm in results]
+                for contributor in CONTRIBUTORS
+                for label in results[0].verdicts[contributor]
+            }
+        )
+    )
     metadata = {
         "lightning-unlearn": __version__,
         "seeds": ", ".join(str(arm.seed) for arm in arms_of(results, "grouped")),
@@ -169,14 +178,3 @@ def _figures(
             caption="Shorter is better. Whiskers are one standard deviation over seeds.",
         ),
     ]
-
-
-def _limits(results: Sequence[ArmResult]) -> Section:
-    every = [result for arm in results for found in arm.verdicts.values() for result in found.values()]
-    remarks = dict.fromkeys(text for result in every for text in (*result.warnings, *result.notes))
-    fixed = (
-        "Unlearning by editing weights is approximate: none of these numbers proves that no trace is left. They show "
-        "whether the model answers like one that never saw the images, and whether an attack on the loss can tell; a "
-        "stronger attack may see more. Twenty images of one small dataset are an illustration, not a law."
-    )
-    return Section("What the numbers do not say", (fixed,), remarks=tuple(remarks))

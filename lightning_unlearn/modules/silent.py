@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,6 +17,7 @@ from lightning_unlearn.modules.metrics_swap import MetricCopies
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers
+from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = ["silent_step"]
 
@@ -127,7 +126,7 @@ def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
     with ExitStack() as stack:
         children = [child for child in model.modules() if isinstance(child, LightningModule) and child is not model]
         trainers = [(child, child._trainer) for child in children]
-        idle = None if view._trainer is not None else _idle_trainer(view)
+        idle = None if view._trainer is not None else idle_trainer(view)
         if idle is not None:
             view.trainer = idle
         optimizers, schedules = _configured(view)
@@ -159,25 +158,3 @@ def _configured(view: Any) -> tuple[list[Optimizer], list[Any]]:
         return [torch.optim.SGD(list(view.parameters()) or [torch.zeros(1)], lr=0.0)], []
     optimizers, schedules = configured_optimizers(view.configure_optimizers())
     return optimizers, [item["scheduler"] if isinstance(item, Mapping) else item for item in schedules]
-
-
-def _idle_trainer(view: LightningModule) -> Trainer:
-    """A Trainer that never runs, so that a step may read `self.trainer` and what hangs on it."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "GPU available but not used", for a Trainer that uses nothing
-            trainer = Trainer(
-                accelerator="cpu",
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-    finally:
-        logger.setLevel(level)
-    trainer.strategy.connect(view)
-    return trainer

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.results import StageResult
+from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = ["UnlearningResult", "leftovers_of", "save_checkpoint"]
 
@@ -61,16 +62,8 @@ class UnlearningResult:
 
 def save_checkpoint(module: LightningModule, path: str | os.PathLike[str]) -> None:
     """Write a weights-only Lightning checkpoint outside any fit; the module's trainer is left as it was."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = idle_trainer(module)
     attached = module._trainer
-    trainer.strategy.connect(module)
     module.trainer = trainer
     try:
         trainer.save_checkpoint(Path(path), weights_only=True)

@@ -1,0 +1,35 @@
+"""A Trainer that never runs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from lightning import LightningModule, Trainer
+
+__all__ = ["idle_trainer"]
+
+
+def idle_trainer(module: LightningModule) -> Trainer:
+    """A quiet Trainer connected to `module`, for code that asks a Trainer about it or has it write a checkpoint.
+
+    The module's own `trainer` attribute is left alone; set and restore it around the use.
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "GPU available but not used", for a Trainer that uses nothing
+            trainer = Trainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    finally:
+        logger.setLevel(level)
+    trainer.strategy.connect(module)
+    return trainer
