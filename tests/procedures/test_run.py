@@ -1,6 +1,7 @@
 """The pass as a whole: refusals before changes, rollback, repair that is recorded, lineage, and the twin."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from lightning_unlearn.exceptions import (
     UnlearningWarning,
 )
 from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain, WeightEdit
+from lightning_unlearn.procedures.planning import warn_of_plan
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, batches_of, datasets, loaders, record
@@ -449,14 +451,35 @@ def test_the_saved_result_loads_without_this_package(trained, tmp_path):
     assert out.stdout.strip() == "loaded", out.stderr
 
 
-def test_what_a_plan_warns_of(tmp_path):
-    """Scattered samples warn; plain SGD warns even where the plan would be fine otherwise, forced or not."""
-    momentum, plain = record(tmp_path / "momentum"), record(tmp_path / "plain", momentum=0.0)
+@pytest.mark.parametrize("force", [False, True])
+def test_plain_sgd_is_always_warned_of(tmp_path, force):
+    plain = record(tmp_path, momentum=0.0)
     tiny = PartialAmnesiac(keep=0.001, scale="share")
-    for run, message in ((momentum, "scattered"), (plain, "SGD without momentum")):
-        for force in (False, True):
-            with pytest.warns(UnlearningWarning, match=message):
-                unlearn(run.model, [1], method=tiny, data=loaders(), store=run.url, force=force, probe_samples=0)
+    with pytest.warns(UnlearningWarning, match="SGD without momentum"):
+        unlearn(plain.model, [1], method=tiny, data=loaders(), store=plain.url, force=force, probe_samples=0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "specificity", "repaired", "warns"),
+    [
+        ("fine", "specific", False, False),
+        ("note", "note", False, False),
+        ("warn", "specific", False, True),
+        ("warn", "specific", True, False),
+        ("strong", "specific", True, True),
+        ("fine", "warn", True, True),
+        # Refused: an exception said so before it was forced.
+        ("refuse", "specific", True, False),
+        ("strong", "refuse", False, False),
+    ],
+)
+def test_what_a_plan_warns_of(trained, damage, specificity, repaired, warns):
+    plan = DeletionRequest([1]).plan(trained.store, trained.model)
+    plan = dataclasses.replace(plan, damage=damage, specificity=specificity, plain_sgd=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_plan(plan, repaired=repaired)
+    assert [str(item.message) for item in caught] == ([plan.recommendation] if warns else [])
 
 
 def test_a_pass_without_trouble_is_quiet(tmp_path):
