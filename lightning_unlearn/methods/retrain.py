@@ -12,7 +12,9 @@ from torch import nn
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.utilities.batch_norm import tracking_layers
 from lightning_unlearn.utilities.checks import check_choice, expected
+from lightning_unlearn.utilities.parameters import float_buffers
 
 __all__ = ["Retrain", "restore_initial_weights"]
 
@@ -86,18 +88,20 @@ class Retrain(Procedure):
 
 @torch.no_grad()
 def restore_initial_weights(module: nn.Module, initial: dict[str, torch.Tensor]) -> None:
-    """Put recorded initial values into parameters and float buffers, and integer counters back to zero.
+    """Put recorded initial values into parameters and float buffers, and the batch counters of normalisation to zero.
+
+    Other integer and boolean buffers (masks, position numbers) are constants of the architecture and stay.
 
     Raises:
         ValueError: a parameter has no recorded initial value; nothing was changed.
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
     unknown = [name for name, _ in module.named_parameters() if name not in initial]
     if unknown:
         raise ValueError(expected("initial", "values for every parameter", f"none for {unknown[0]}"))
     for name, tensor in tensors.items():
         if name in initial:
             tensor.copy_(initial[name])
-        elif not tensor.is_floating_point():
-            # BatchNorm counts batches in an integer buffer; it only matters for momentum=None, where zero is right.
-            tensor.zero_()
+    for layer in tracking_layers(module):
+        if layer.num_batches_tracked is not None:  # it only matters for momentum=None, where zero is right
+            layer.num_batches_tracked.zero_()
