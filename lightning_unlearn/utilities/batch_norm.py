@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.modes import preserved_modes
@@ -105,6 +106,9 @@ def reestimate_batch_norm(
                 layer.momentum = None  # torch's name for a cumulative mean
                 layer.reset_running_stats()
             for done, batch in enumerate(batches, start=1):
+                for layer in layers:
+                    if isinstance(layer, _InstanceNorm):  # which takes None for "do not update"
+                        layer.momentum = 1.0 / done
                 forward(batch)
                 if done == max_batches:
                     break

@@ -64,6 +64,15 @@ def test_estimates_are_the_mean_over_batches():
     assert net[0].momentum == 0.1
 
 
+def test_instance_norm_is_estimated_as_well():
+    layer = nn.InstanceNorm1d(2, track_running_stats=True, dtype=torch.float64)
+    batches = [torch.randn(n, 2, 10, dtype=torch.float64) * 2 + 1 for n in (4, 9, 6)]
+    assert reestimate_batch_norm(layer, batches, layer)
+    torch.testing.assert_close(layer.running_mean, torch.stack([b.mean((0, 2)) for b in batches]).mean(0))
+    torch.testing.assert_close(layer.running_var, torch.stack([b.var(2).mean(0) for b in batches]).mean(0))
+    assert layer.momentum == 0.1
+
+
 def test_only_the_norm_layers_train():
     net = network().eval()
     seen = []
