@@ -81,8 +81,10 @@ def check_ids(sample_ids: Iterable[object]) -> tuple[SampleId, ...]:
     (3, 'user-7')
 
     Raises:
-        ValueError: an id is neither an integer nor a string.
+        ValueError: an id is neither an integer nor a string, or a single string was given, which is no collection.
     """
+    if isinstance(sample_ids, str | bytes):
+        raise ValueError(expected("sample_ids", "a collection of ids", sample_ids, "Put it in a list."))
     checked: list[SampleId] = []
     for sample_id in sample_ids:
         if isinstance(sample_id, str):

@@ -15,6 +15,7 @@ from lightning_unlearn.deltas.compression import check_compression
 from lightning_unlearn.deltas.documents import digest_of, to_document
 from lightning_unlearn.deltas.info import VerificationReport
 from lightning_unlearn.deltas.lineage import Lineage, Run, RunKind, lineage_to_dict
+from lightning_unlearn.deltas.records import check_ids
 from lightning_unlearn.deltas.view import INITIAL, LINEAGE, STORE, StoreView
 from lightning_unlearn.deltas.writer import SEGMENT_BYTES, StoreWriter
 from lightning_unlearn.exceptions import StoreMismatchError
@@ -205,8 +206,10 @@ class DeltaStore(StoreView):
         Raises:
             StoreMismatchError: a writer is open.
             StoreCorruptedError: a segment is damaged; repair the store first.
+            ValueError: not a collection of integers and strings.
         """
-        maintenance.purge(self._files, self.store_id, self.world_size, set(sample_ids), set(steps))
+        ids = set(check_ids(sample_ids))
+        maintenance.purge(self._files, self.store_id, self.world_size, ids, {int(step) for step in steps})
         self._reader = None
 
     def _documents(self) -> dict[str, Callable[[], object]]:

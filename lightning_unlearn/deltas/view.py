@@ -15,7 +15,7 @@ from lightning_unlearn.deltas.info import StoreInfo
 from lightning_unlearn.deltas.lineage import Lineage, lineage_from_dict
 from lightning_unlearn.deltas.maintenance import total_bytes
 from lightning_unlearn.deltas.reader import StoreReader
-from lightning_unlearn.deltas.records import UNKNOWN_OPTIMIZER
+from lightning_unlearn.deltas.records import UNKNOWN_OPTIMIZER, check_ids
 from lightning_unlearn.deltas.rewrite import corrupted
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.types import (
@@ -150,14 +150,18 @@ class StoreView:
         return self.reader.read(step)
 
     def steps_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> npt.NDArray[np.int64]:
-        """Steps that saw one of the ids, ascending, int64."""
+        """Steps that saw one of the ids, ascending, int64.
+
+        Raises:
+            ValueError: not a collection of integers and strings.
+        """
         return self.counts_of(sample_ids, within)[0]
 
     def counts_of(
         self, sample_ids: Collection[SampleId], within: Ranges | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Steps that saw one of the ids, ascending, and how often the ids occur in each, with multiplicity."""
-        return self.reader.index.counts_of(sample_ids, within)
+        return self.reader.index.counts_of(check_ids(sample_ids), within)
 
     def ids_in(self, steps: Iterable[int]) -> set[SampleId]:
         """The different ids of these steps."""
@@ -165,7 +169,7 @@ class StoreView:
 
     def unseen(self, sample_ids: Iterable[SampleId], within: Ranges | None = None) -> list[SampleId]:
         """Those of the ids that occur in no step, in the given order."""
-        return self.reader.index.unseen(sample_ids, within)
+        return self.reader.index.unseen(check_ids(sample_ids), within)
 
     def batch_sizes(self, steps: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Number of samples behind each of the steps, over all ranks."""

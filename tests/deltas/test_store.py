@@ -3,6 +3,7 @@ import shutil
 import uuid
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -203,6 +204,29 @@ def test_look_ups(url):
     assert store.unseen(["nobody", 4, 1, "4"]) == ["nobody", 1, "4"]
     assert store.ids_in([3, 7]) == set(steps[3]["sample_ids"]) | set(steps[7]["sample_ids"])
     assert store.seconds_of([(0, 2), (4, 5)]) == pytest.approx(0.25 + 1.25 + 4.25)
+
+
+def test_ids_are_found_whatever_kind_of_integer_asks(url):
+    store, steps = make_store(url), Steps()
+    with store.writer() as writer:
+        steps.fill(writer, 6)
+    store.refresh()
+    asked = steps[2]["sample_ids"][:2]
+    found = store.steps_of(asked).tolist()
+    assert 2 in found
+    assert store.steps_of(np.array(asked)).tolist() == found
+    assert store.unseen(np.array(asked)) == []
+    store.purge(np.array(asked), np.array([2]))
+    assert store.steps_of(asked).size == 0
+    assert store.record(2).status is StepStatus.PURGED
+
+
+@pytest.mark.parametrize("ids", ["user-7", [1.5], [True], [None]])
+def test_what_is_no_id_is_refused_and_not_silently_unknown(url, ids):
+    store = make_store(url)
+    for ask in (store.steps_of, store.unseen, store.purge):
+        with pytest.raises(ValueError, match="sample_ids"):
+            ask(ids)
 
 
 def test_info(url):
