@@ -59,15 +59,17 @@ def judgement(row: dict[str, Any]) -> str:
     return f"{damage} / {judge_specificity(placement, row['touched_fraction'], limits)}"
 
 
-NORM_BINS = (0.0, 0.02, 0.05, 0.1, 0.2, math.inf)
+NORM_BINS = (0.0, *PlanThresholds().damage, math.inf)
 TOUCHED_BINS = (0.0, 0.01, 0.05, 0.2, 1.01)
 
 
-def threshold_table(rows: list[dict[str, Any]], optimizer: str, key: str, edges: Sequence[float]) -> list[str]:
-    """What an edit without repair costs in test accuracy, by what the plan predicted from."""
+def threshold_table(
+    rows: list[dict[str, Any]], optimizers: Sequence[str], key: str, edges: Sequence[float], *, repaired: bool = False
+) -> list[str]:
+    """What an edit costs in test accuracy, without repair or after it, by what the plan predicted from."""
     lines = [f"| {key} | edits | mean change of test accuracy (points) | worst |", "|---|---|---|---|"]
     plain = [
-        row for row in rows if row["optimizer"] == optimizer and key in row and "repair" not in row["model"]
+        row for row in rows if row["optimizer"] in optimizers and key in row and ("repair" in row["model"]) is repaired
         and "share" not in row["model"]
     ]  # fmt: skip
     for low, high in itertools.pairwise(edges):
@@ -81,8 +83,8 @@ def threshold_table(rows: list[dict[str, Any]], optimizer: str, key: str, edges:
 def specificity_table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
     """Own steps against an innocent set's: how much of the way to the twin each goes, in KL on the forget set."""
     lines = [
-        "| set | method | KL forget: original | own steps | placebo | own / original | placebo / original |",
-        "|---|---|---|---|---|---|---|",
+        "| set | method | KL forget: original | own steps | placebo | own / original | placebo / original | nearer |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     chosen = [row for row in rows if row["optimizer"] == optimizer]
     for name in dict.fromkeys(row["set"] for row in chosen):
@@ -94,10 +96,12 @@ def specificity_table(rows: list[dict[str, Any]], optimizer: str) -> list[str]:
                 logs = [math.log(max(row["forget_kl"], 1e-6) / max(row["original_forget_kl"], 1e-6)) for row in group]
                 return f"{math.exp(statistics.mean(logs)):.2f}"
 
+            nearer = sum(a["forget_kl"] < b["forget_kl"] for a, b in zip(own, placebo, strict=True))
             start = mean_spread((row["original_forget_kl"] for row in own), 1, 3)
             lines.append(
                 f"| {name} | {label} | {start} | {mean_spread((r['forget_kl'] for r in own), 1, 3)} "
-                f"| {mean_spread((r['forget_kl'] for r in placebo), 1, 3)} | {ratio(own)} | {ratio(placebo)} |"
+                f"| {mean_spread((r['forget_kl'] for r in placebo), 1, 3)} | {ratio(own)} | {ratio(placebo)} "
+                f"| {nearer} of {len(own)} |"
             )
     return lines
 
@@ -111,10 +115,19 @@ def write_tables(rows: list[dict[str, Any]], path: Path, settings: Mapping[str, 
         f"deviation over {seeds} seeds. [forgetting-study.md](forgetting-study.md) says what follows."
     )
     lines = ["# Forgetting study: tables", "", setting]
-    for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
+    optimizers = tuple(dict.fromkeys(row["optimizer"] for row in rows))
+    lines += ["", "## All optimizers", "", *_damage(rows, optimizers)]
+    for optimizer in optimizers:
         lines += ["", f"## {optimizer}", "", "### Every model", "", *table(rows, optimizer)]
-        lines += ["", "### Damage by relative norm", "", *threshold_table(rows, optimizer, "relative_norm", NORM_BINS)]
-        lines += ["", "### Damage by touched fraction", ""]
-        lines += threshold_table(rows, optimizer, "touched_fraction", TOUCHED_BINS)
+        lines += ["", *_damage(rows, (optimizer,))]
         lines += ["", "### Own steps against the placebo's", "", *specificity_table(rows, optimizer)]
     path.write_text("\n".join(lines) + "\n")
+
+
+def _damage(rows: list[dict[str, Any]], optimizers: Sequence[str]) -> list[str]:
+    lines = ["### Damage by relative norm, before repair", ""]
+    lines += threshold_table(rows, optimizers, "relative_norm", NORM_BINS)
+    lines += ["", "### After repair", ""]
+    lines += threshold_table(rows, optimizers, "relative_norm", NORM_BINS, repaired=True)
+    lines += ["", "### Damage by touched fraction, before repair", ""]
+    return lines + threshold_table(rows, optimizers, "touched_fraction", TOUCHED_BINS)

@@ -40,8 +40,8 @@ class PlanThresholds:
 
     Evidence: `docs/forgetting-study.md`, a CNN of 106 thousand parameters trained from scratch on 10,000 images of
     Fashion-MNIST, SGD with momentum and AdamW, 3 seeds, 1 to 100 samples. Mean and worst change of test accuracy before
-    repair, by relative norm: up to 0.02 -0.4 / -3 points, up to 0.03 -0.8 / -3, up to 0.06 -3 / -8, up to 0.2 -9 / -15,
-    above -36 / -74. An earlier, smaller study on other networks saw -1 / -4 up to 0.05, -5 / -19 up to 0.2, and no safe
+    repair, by relative norm: up to 0.02 -0.6 / -3 points, up to 0.03 -0.9 / -3, up to 0.06 -3 / -8, up to 0.2 -9 / -15,
+    above -35 / -74. An earlier, smaller study on other networks saw -1 / -4 up to 0.05, -5 / -19 up to 0.2, and no safe
     size under SGD without momentum. Own steps moved a memorised set clearly more than an innocent one's steps
     where the set made up 16 % and more of its batches, and no more than those at 1.6 %. Larger models and fine-tuning
     from a public model were not measured: trust the probe before any threshold.
