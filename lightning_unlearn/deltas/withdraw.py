@@ -15,12 +15,16 @@ def withdraw_pass(store: DeltaStore, *, entry_id: str | None, n_steps: int) -> N
 
     The entry stays in the ledger, marked as undone: that somebody tried is part of the record. States that contain the
     edit or later steps are forgotten, and steps from `n_steps` on are dropped. The lineage goes first: steps that
-    nothing refers to do no harm if the second half is interrupted.
+    nothing refers to do no harm if the second half is interrupted, and the next recording drops them. A pass that
+    wrote nothing leaves nothing to change.
 
     Args:
         store: The store; no writer may be open.
         entry_id: The pass's ledger entry, `None` where nothing was subtracted.
         n_steps: Steps in the store before the pass.
+
+    Raises:
+        StoreMismatchError: a writer is open.
     """
 
     def without(lineage: Lineage) -> Lineage:
@@ -35,13 +39,11 @@ def withdraw_pass(store: DeltaStore, *, entry_id: str | None, n_steps: int) -> N
         runs = tuple(run for run in lineage.runs if run.first < n_steps or run.first == 0)
         return replace(lineage, states=states, runs=runs)
 
-    store.update_lineage(without)
     store.refresh()
-    if store.n_steps > n_steps:
-        for rank in range(store.world_size):
-            writer = store.writer(rank)
-            try:
+    if without(store.lineage) != store.lineage:
+        store.update_lineage(without)
+    for rank, commit in enumerate(store.reader.commits):
+        if commit.n_steps > n_steps:
+            with store.writer(rank) as writer:
                 writer.truncate(n_steps)
-            finally:
-                writer.close()
-        store.refresh()
+    store.refresh()
