@@ -226,12 +226,13 @@ def forget_set_rows(
     """Forget one set in every way and measure each model against its twin."""
     models = {"original": original, "independent retraining": independent}
     plans: dict[str, dict[str, Any]] = {}
-    runs = [(label, *METHODS[label], item.rows) for label in METHODS]
-    runs += [(f"placebo: {label}", *METHODS[label], item.placebo) for label in PLACEBOS]
-    for label, method, then, rows in runs:
+    runs = [(label, *METHODS[label], item.rows, None) for label in METHODS]
+    # The placebo's repair leaves out the real set as well, or it would teach it again.
+    runs += [(f"placebo: {label}", *METHODS[label], item.placebo, list(item.rows)) for label in PLACEBOS]
+    for label, method, then, rows, control_for in runs:
         result = unlearn(
             original, list(rows), method=method, data=data.train_dataloader(), store=store, then=then, seed=seed,
-            force=True, probe_samples=0,
+            force=True, probe_samples=0, record=False, control_for=control_for,
         )  # fmt: skip
         models[label] = result.model
         plan = result.plan

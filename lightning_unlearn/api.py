@@ -43,6 +43,7 @@ def unlearn(
     batch_norm: BatchNormPolicy = "reestimate",
     seed: int | None = None,
     record: bool = True,
+    control_for: DeletionRequest | Collection[SampleId] | None = None,
     force: bool = False,
     sample_keys: SampleKeys | None = None,
     sample_id: str | Callable[[Any], Sequence[SampleId]] | None = None,
@@ -69,10 +70,13 @@ def unlearn(
         batch_norm: What happens to running statistics after an edit: `"reestimate"` on retain data, `"keep"`, or
             `"subtract"` their recorded changes.
         seed: Seeds every stage that draws.
-        record: Write the ledger entry and record a repair. `False` only reads the store: for a placebo
-            (`placebo_request`) and other experiments, whose model will not be used.
+        record: Write the ledger entry and record a repair. `False` only reads the store: for experiments, whose model
+            will not be used.
+        control_for: Makes this pass the placebo of that request: the steps of `request` (an innocent group, see
+            `placebo_request`) are subtracted, while re-estimation and repair leave out that request's samples, as the
+            real pass does; otherwise the repair would teach them again. Implies `record=False`.
         force: Carry out a plan that refuses, and keep a model the probe calls collapsed.
-        sample_keys: As given to the recorder.
+        sample_keys: As given to the recorder. Where it was given `sample_id`: position -> the id in the batch.
         sample_id: As given to the recorder.
         ledger_key: Secret of the ledger's id hashes; by default a file beside the store.
         adapter: `(module, batch) -> (logits, targets)`, for the probe of modules whose batches are not `(x, y)`.
@@ -98,7 +102,7 @@ def unlearn(
     settings = PassSettings(
         batch_norm=batch_norm,
         seed=seed,
-        record=record,
+        record=record and control_for is None,
         force=force,
         probe_samples=probe_samples,
         thresholds=thresholds or ProbeThresholds(),
@@ -106,11 +110,12 @@ def unlearn(
         sample_keys=sample_keys,
         adapter=adapter,
     )
-    wanted = request if isinstance(request, DeletionRequest) else DeletionRequest(request)
+    wanted = _as_request(request)
+    left_out = wanted if control_for is None else _as_request(control_for)
     opened = store if store is None or isinstance(store, DeltaStore) else DeltaStore.open(store)
-    split = UnlearningDataModule(data, wanted.sample_ids, sample_keys=sample_keys, seed=seed)
+    split = UnlearningDataModule(data, left_out.sample_ids, sample_keys=sample_keys, seed=seed)
     if opened is not None:
-        check_same_data(opened.data, split)
+        check_same_data(opened.data, split, keyed=sample_keys is not None)
     return run_pass(
         model,
         wanted,
@@ -187,6 +192,10 @@ def evaluate(
     )
 
 
+def _as_request(ids: DeletionRequest | Collection[SampleId]) -> DeletionRequest:
+    return ids if isinstance(ids, DeletionRequest) else DeletionRequest(ids)
+
+
 def _split_loaders(
     data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
     request: DeletionRequest | Collection[SampleId] | None,
@@ -197,8 +206,7 @@ def _split_loaders(
             remedy = "Pass the request, or loaders of 'forget', 'retain' and 'test'."
             raise MissingRequirementError(expected("request", "given where `data` is not split", None, remedy))
         return dict(data)  # type: ignore[return-value]  # unknown names are refused by the evaluation
-    wanted = request if isinstance(request, DeletionRequest) else DeletionRequest(request)
-    split = UnlearningDataModule(data, wanted.sample_ids, sample_keys=sample_keys)
+    split = UnlearningDataModule(data, _as_request(request).sample_ids, sample_keys=sample_keys)
     test = split.test_loader() or split.val_loader()
     if test is None:
         remedy = "Forgotten samples are compared with samples that no training saw."
@@ -206,12 +214,28 @@ def _split_loaders(
     return {"forget": split.forget_loader(), "retain": split.retain_loader(), "test": test}
 
 
-def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule) -> None:
-    """Refuse positions in a dataset that is not the recorded one; stable keys hold across datasets.
+def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule, *, keyed: bool) -> None:
+    """Refuse to split data by other ids than the store's: an integer key is a position as well, of somebody else.
+
+    Positions in a dataset that is not the recorded one are refused, too; stable keys hold across datasets.
+
+    Args:
+        recorded: The store's fingerprint.
+        data: The split data.
+        keyed: Whether it is split by `sample_keys`.
 
     Raises:
-        StoreMismatchError: the length of the dataset differs and the store identifies samples by position.
+        MissingRequirementError: the store does not identify samples by position, and there are no `sample_keys`.
+        StoreMismatchError: the store identifies samples by position, and there are `sample_keys`, or the length of
+            the dataset differs.
     """
+    if recorded.identity != "position" and not keyed:
+        rule = f"given for a store that identifies samples by {recorded.identity}"
+        remedy = "Pass position -> recorded id, so that the data is split by the ids of the request."
+        raise MissingRequirementError(expected("sample_keys", rule, None, remedy))
+    if recorded.identity == "position" and keyed:
+        rule, remedy = "None for a store that identifies samples by position", "Ask with positions, as recorded."
+        raise StoreMismatchError(expected("sample_keys", rule, "keys", remedy))
     length = data.root_length
     if recorded.identity == "position" and recorded.length is not None and length != recorded.length:
         raise StoreMismatchError(

@@ -59,7 +59,7 @@ def test_from_record_to_verdict(story):
     repair = FineTune(max_steps=20)
     steps = trained.store.n_steps
     placebo = placebo_request(trained.store, request, trained.model)
-    innocent = unlearn(trained.model, placebo, method=Amnesiac(), then=repair, record=False, **settings)
+    innocent = unlearn(trained.model, placebo, method=Amnesiac(), then=repair, control_for=request, **settings)
     assert innocent.entry_id is None
     assert trained.store.n_steps == steps
     assert not DeletionLedger.open(trained.store).entries
@@ -77,6 +77,27 @@ def test_from_record_to_verdict(story):
     assert verdict.value("forget_accuracy", "retrained") < 0.4
     assert verdict.outcome in ("forgotten", "partly_forgotten", "not_specific", "not_forgotten", "over_forgotten")
     assert verdict.verdict
+
+
+def test_a_control_subtracts_the_innocent_and_repairs_without_the_requested(story):
+    trained, settings = story
+    steps, batches = trained.store.n_steps, []
+
+    class Watching(FineTune):
+        def step(self, host, batch, batch_idx):
+            batches.append(batch["retain"][0][:, 0])
+            return super().step(host, batch, batch_idx)
+
+    result = unlearn(
+        trained.model, ["user-2"], method=Amnesiac(), then=Watching(max_epochs=1), control_for=["user-0"], **settings
+    )
+    x = datasets()[0].tensors[0][:, 0]
+    seen = set(torch.cat(batches).tolist())
+    assert not seen & set(x[:8].tolist()), "the repair taught the requested samples again"
+    assert len(seen & set(x[16:24].tolist())) >= 7, "the innocent ones are retained data like any other"
+    assert result.plan.request.sample_ids == ("user-2",)
+    assert trained.store.n_steps == steps
+    assert result.entry_id is None
 
 
 def test_evaluate_needs_a_split_and_held_out_data(story):

@@ -30,7 +30,7 @@ def placebo_request(
 ) -> DeletionRequest:
     """Find other samples that were placed like the requested ones: as many ids, in about as many steps and shares.
 
-    Subtract them in the same way from the same original (`unlearn(..., record=False)`), and give the result to
+    Subtract them in the same way from the same original (`unlearn(..., control_for=request)`), and give the result to
     `evaluate(placebo=...)`. What the placebo forgets as well is damage, not forgetting.
 
     Heuristic: groups are drawn, some at random and some from ids that met in the same batches, and the one that is

@@ -41,7 +41,7 @@ from lightning_unlearn.procedures.outcome import UnlearningResult
 from lightning_unlearn.results import EvaluationResult
 from lightning_unlearn.types import Split
 
-__all__ = ["ARMS", "CONTRIBUTORS", "ArmResult", "Placement", "Row", "run_arm"]
+__all__ = ["ARMS", "CONTRIBUTORS", "PLACEBOS", "VARIANTS", "ArmResult", "Placement", "Row", "run_arm"]
 
 Placement: TypeAlias = Literal["grouped", "random"]
 ARMS: tuple[Placement, ...] = ("grouped", "random")
@@ -49,16 +49,20 @@ CONTRIBUTORS = ("mislabelled", "clean")
 EPOCHS = 20
 REPAIR_STEPS = 50
 
-# Label -> method, repair, and whether the innocent bystander's steps are subtracted in the contributor's place.
-VARIANTS: dict[str, tuple[UnlearningMethod, LossMethod | None, bool]] = {
-    "amnesiac": (Amnesiac(), None, False),
-    "amnesiac + repair": (Amnesiac(), FineTune(max_steps=REPAIR_STEPS), False),
-    "partial amnesiac": (PartialAmnesiac(keep=0.1), None, False),
-    "partial amnesiac + repair": (PartialAmnesiac(keep=0.1), FineTune(max_steps=REPAIR_STEPS), False),
-    "fine-tune only": (FineTune(max_steps=REPAIR_STEPS), None, False),
-    "placebo": (Amnesiac(), None, True),
-    "placebo + repair": (Amnesiac(), FineTune(max_steps=REPAIR_STEPS), True),
+VARIANTS: dict[str, tuple[UnlearningMethod, LossMethod | None]] = {
+    "amnesiac": (Amnesiac(), None),
+    "amnesiac + repair": (Amnesiac(), FineTune(max_steps=REPAIR_STEPS)),
+    "partial amnesiac": (PartialAmnesiac(keep=0.1), None),
+    "partial amnesiac + repair": (PartialAmnesiac(keep=0.1), FineTune(max_steps=REPAIR_STEPS)),
+    "fine-tune only": (FineTune(max_steps=REPAIR_STEPS), None),
 }
+"""Label -> method and repair."""
+
+PLACEBOS: dict[str, tuple[UnlearningMethod, LossMethod | None]] = {
+    "placebo": (Amnesiac(), None),
+    "placebo + repair": (Amnesiac(), FineTune(max_steps=REPAIR_STEPS)),
+}
+"""The same with an innocent bystander's steps in the contributor's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +114,34 @@ def run_arm(
     original, train_seconds = train(seed, placement, data, recorder)
     store_bytes = DeltaStore.open(url).info().bytes
     rows: list[Row] = []
+    progress("independent retraining")
+    everybody = [row for contributor in CONTRIBUTORS for row in data.contributors[contributor]]
+    # Never saw either contributor, so it is a second reference for both.
+    independent, independent_seconds = train(seed + 1000, placement, DigitsData(seed), LeaveOut(everybody))
     plans: dict[str, Mapping[str, Any]] = {}
     verdicts: dict[str, Mapping[str, EvaluationResult]] = {}
     for contributor in CONTRIBUTORS:
         progress(f"{contributor}: retraining")
         twin = unlearn_demo(original, url, seed, placement, contributor, Retrain(), None)
-        left_out = LeaveOut(data.contributors[contributor])
-        independent, seconds = train(seed + 1000, placement, DigitsData(seed), left_out)
         models: dict[str, LightningModule] = {"original": original, "retrained twin": twin.model}
         models["independent retraining"] = independent
-        costs = {"original": train_seconds, "retrained twin": twin.seconds, "independent retraining": seconds}
-        for label, (method, then, innocent) in VARIANTS.items():
+        costs = {
+            "original": train_seconds,
+            "retrained twin": twin.seconds,
+            "independent retraining": independent_seconds,
+        }
+        for label, (method, then) in VARIANTS.items():
             progress(f"{contributor}: {label}")
-            subject = "bystander" if innocent else contributor
             # One pass is meant; the others are experiments on the same original, which only read the store.
             kept = label == "amnesiac + repair"
-            result = unlearn_demo(original, url, seed, placement, subject, method, then, record=kept)
+            result = unlearn_demo(original, url, seed, placement, contributor, method, then, record=kept)
             models[label], costs[label] = result.model, result.seconds
             if label == "amnesiac" and result.plan is not None:
                 plans[contributor] = describe_plan(result.plan)
+        for label, (method, then) in PLACEBOS.items():
+            progress(f"{contributor}: {label}")
+            result = unlearn_demo(original, url, seed, placement, "bystander", method, then, control_for=contributor)
+            models[label], costs[label] = result.model, result.seconds
         progress(f"{contributor}: measuring")
         loaders = evaluation_loaders(DigitsData(seed), contributor)
         truth = data.true_labels[list(data.contributors[contributor])]
@@ -177,7 +190,9 @@ def unlearn_demo(
     subject: str,
     method: UnlearningMethod,
     then: LossMethod | None,
+    *,
     record: bool = False,
+    control_for: str | None = None,
 ) -> UnlearningResult:
     """One request; forced, because the random arm is there to show what the plan warns of."""
     data = DigitsData(seed)
@@ -194,6 +209,7 @@ def unlearn_demo(
             then=then,
             seed=seed,
             record=record,
+            control_for=None if control_for is None else [control_for],
             force=True,
             sample_keys=keys_of(data),
         )
@@ -224,15 +240,13 @@ def judge(
 ) -> dict[str, EvaluationResult]:
     """What the evidence allows to be said of each method, in words, against the twin and the placebo."""
     verdicts = {}
-    for label, (method, then, innocent) in VARIANTS.items():
-        if innocent:
-            continue
+    for label, (method, then) in VARIANTS.items():
         placebo = models["placebo" if then is None else "placebo + repair"] if isinstance(method, WeightEdit) else None
         verdicts[label] = evaluate(
             models["original"],
             models[label],
             retrained=models["retrained twin"],
-            data=loaders,
+            data={split: loaders[split] for split in ("forget", "test")},
             placebo=placebo,
             references=[models["independent retraining"]],
             true_targets=truth,

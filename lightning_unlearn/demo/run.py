@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lightning_unlearn.demo.arm import ARMS, CONTRIBUTORS, VARIANTS, ArmResult, Placement, run_arm
+from lightning_unlearn.demo.arm import ARMS, CONTRIBUTORS, PLACEBOS, VARIANTS, ArmResult, Placement, run_arm
 from lightning_unlearn.demo.document import build_report
 from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.utilities.checks import check_positive_int, expected
@@ -24,7 +24,7 @@ from lightning_unlearn.utilities.checks import check_positive_int, expected
 __all__ = ["run_demo"]
 
 _MARKER = "lightning-unlearn demo"
-_PIECES = 1 + len(CONTRIBUTORS) * (len(VARIANTS) + 2)
+_PIECES = 2 + len(CONTRIBUTORS) * (len(VARIANTS) + len(PLACEBOS) + 2)
 
 
 def run_demo(output: Path, *, seeds: int = 3, workers: int = 2, console: Console | None = None) -> list[ArmResult]:

@@ -1,11 +1,11 @@
 """The demo's words and tables follow the numbers: turned numbers turn the sentences."""
 
-from lightning_unlearn.demo.arm import ARMS, CONTRIBUTORS, VARIANTS, ArmResult, Row
+from lightning_unlearn.demo.arm import ARMS, CONTRIBUTORS, PLACEBOS, VARIANTS, ArmResult, Row
 from lightning_unlearn.demo.document import build_report
 from lightning_unlearn.demo.story import METRICS, story
 from lightning_unlearn.results import EvaluationResult
 
-LABELS = ("original", "retrained twin", "independent retraining", *VARIANTS)
+LABELS = ("original", "retrained twin", "independent retraining", *VARIANTS, *PLACEBOS)
 
 
 def arm(seed, placement, forget):
@@ -26,7 +26,7 @@ def arm(seed, placement, forget):
         "recommendation": "Think first.",
     }
     verdict = EvaluationResult((), ("original",), {}, False, "nothing_to_forget", "Nothing to see.")
-    judged = {label: verdict for label, (_, _, innocent) in VARIANTS.items() if not innocent}
+    judged = dict.fromkeys(VARIANTS, verdict)
     plans, verdicts = dict.fromkeys(CONTRIBUTORS, plan), dict.fromkeys(CONTRIBUTORS, judged)
     return ArmResult(seed, placement, tuple(rows), plans, verdicts, 1.0, 1_000_000)
 
