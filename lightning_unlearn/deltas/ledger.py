@@ -10,16 +10,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from lightning_unlearn.deltas.accumulate import accumulate
+from lightning_unlearn.deltas.index import in_ranges
 from lightning_unlearn.deltas.lineage import Keep, LedgerEntry, Lineage
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
 from lightning_unlearn.types import ModelState, SampleId
-from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import (
     apply_change,
     clone_parameters,
@@ -86,6 +89,27 @@ class DeletionLedger:
             return {}
         hashes = {sample_id: self._hash(sample_id) for sample_id in sample_ids}
         return {sample_id: by_hash[hashed] for sample_id, hashed in hashes.items() if hashed in by_hash}
+
+    def relearned(self, honoured: Mapping[SampleId, str], state: ModelState) -> dict[SampleId, npt.NDArray[np.int64]]:
+        """Those of the honoured ids that these weights were trained on again since, and the steps that did it.
+
+        Args:
+            honoured: Id -> entry, from `honoured` with the state's edits.
+            state: The weights.
+
+        Returns:
+            Id -> ascending int64 steps that are in the weights now and were not as the entry was made.
+        """
+        found = {}
+        for sample_id, entry_id in honoured.items():
+            entry = self.store.lineage.entry(entry_id)
+            before = None if entry is None else self.store.lineage.state_of(entry.before)
+            if before is not None:
+                steps = self.store.steps_of([sample_id], within=state.ranges)
+                later = steps[~in_ranges(steps, before.ranges)]
+                if later.size:
+                    found[sample_id] = later
+        return found
 
     def record(
         self,
@@ -186,7 +210,8 @@ class DeletionLedger:
         them. An interrupted purge is finished by calling it again.
 
         Raises:
-            DeletionRequestError: there is no such entry, or it was undone.
+            DeletionRequestError: there is no such entry, it was undone, or known weights have learnt some of the ids
+                again: without the ids in the store these weights would pass for having forgotten them.
             StoreMismatchError: a writer is open.
             StoreCorruptedError: the store is damaged; repair it first.
         """
@@ -195,6 +220,12 @@ class DeletionLedger:
             return
         if entry.undone:
             raise DeletionRequestError(expected("entry_id", "an entry in force", f"{entry_id}, which was undone"))
+        again = self._open_again(entry)
+        if again:
+            rule = f"an entry whose ids stayed forgotten in all weights that rest on {entry_id}"
+            remedy = "Forget these ids in the retrained weights first."
+            got = f"ids that a later fit was trained on again: {shorten(again)}"
+            raise DeletionRequestError(expected("entry_id", rule, got, remedy))
         self.store.update_lineage(lambda lineage: lineage.with_entry(replace(entry, purged="purging")))
         self.store.refresh()
         hashes = set(entry.id_hashes)
@@ -203,6 +234,19 @@ class DeletionLedger:
         total = self.subtracted(results[0].edits if results else (entry_id,))
         self.store.purge(ids, {step for step, amount in total.items() if amount >= _WHOLE})
         self.store.update_lineage(lambda lineage: lineage.with_entry(replace(entry, purged="yes")))
+
+    def _open_again(self, entry: LedgerEntry) -> list[SampleId]:
+        """Ids of the entry that some known weights have learnt again, where no weights built on them forgot them."""
+        hashes = set(entry.id_hashes)
+        ids = [one for one in self.store.reader.distinct_ids() if self._hash(one) in hashes]
+        states = [state for state in self.store.lineage.states if entry.entry_id in state.edits]
+        found: set[SampleId] = set()
+        for state in states:
+            depth = len(state.edits)
+            built_on = [other.edits[depth:] for other in states if other.edits[:depth] == state.edits]
+            again = self.relearned(self.honoured(ids, state.edits), state)
+            found.update(one for one in again if not any(self.honoured([one], edits) for edits in built_on))
+        return sorted(found, key=str)
 
     def _entry(self, entry_id: str) -> LedgerEntry:
         self.store.refresh()

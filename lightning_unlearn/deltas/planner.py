@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.requested import RequestedSamples
 from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import StoreMismatchError
-from lightning_unlearn.types import ModelState, Scale, StepStatus
+from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.parameters import change_norm, weights_digest
 
@@ -48,8 +50,10 @@ def make_plan(
     if ledger is None and state.edits:
         ledger = DeletionLedger.open(store)
     honoured = {} if ledger is None else ledger.honoured(request.sample_ids, state.edits)
+    again = {} if ledger is None else ledger.relearned(honoured, state)
+    honoured = {one: entry for one, entry in honoured.items() if one not in again}
     active = [one for one in request.sample_ids if one not in honoured]
-    steps, counts = store.counts_of(active, within=state.ranges)
+    steps, counts = _counts(store, [one for one in active if one not in again], again, state)
     shares = counts / np.maximum(store.batch_sizes(steps), 1)
     amounts = _amounts(steps, shares if scale == "share" else np.ones(len(steps)), store, state)
     missing = {
@@ -164,6 +168,22 @@ def recognise(store: DeltaStore, model: nn.Module | None) -> ModelState:
             )
         )
     return state
+
+
+def _counts(
+    store: DeltaStore,
+    fresh: Sequence[SampleId],
+    again: Mapping[SampleId, npt.NDArray[np.int64]],
+    state: ModelState,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Touched steps and how often the ids occur in them; of ids that were learnt again only what came since."""
+    steps, counts = store.counts_of(fresh, within=state.ranges)
+    total = Counter(dict(zip(steps.tolist(), counts.tolist(), strict=True)))
+    for sample_id, later in again.items():
+        found = store.counts_of([sample_id], within=[(step, step + 1) for step in later.tolist()])
+        total.update(dict(zip(*(column.tolist() for column in found), strict=True)))
+    touched = sorted(total)
+    return np.asarray(touched, np.int64), np.asarray([total[step] for step in touched], np.int64)
 
 
 def _amounts(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
@@ -15,7 +16,8 @@ from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
 from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.parameters import apply_change
-from tests.helpers.recorded import record
+from tests.helpers.models import quiet_trainer
+from tests.helpers.recorded import loaders, record
 
 FIRST, SECOND = [3, 17, 40], [5, 21]
 
@@ -168,6 +170,51 @@ def test_purge_keeps_deltas_of_which_only_a_share_is_gone(trained):
     _, second = forget(store, module, rest, scale="step")
     DeletionLedger.open(store).purge(second.entry_id)
     assert store.record(step).status is StepStatus.PURGED  # the two shares together are the whole step
+
+
+def train_on(recorded, module):
+    """One more recorded epoch on everything, forgotten samples included."""
+    recorder = DeltaRecorder(recorded.url, 1.0, value_dtype="float32")
+    quiet_trainer(max_epochs=1, callbacks=[recorder]).fit(module, loaders()["train"])
+    return DeltaStore.open(recorded.url)
+
+
+@pytest.mark.parametrize("scale", ["step", "share"])
+def test_what_a_later_fit_learnt_again_can_be_forgotten_again(trained, scale):
+    module = copy.deepcopy(trained.model)
+    _, first = forget(trained.store, module, FIRST, scale=scale)
+    n_steps = trained.store.n_steps
+    store = train_on(trained, module)
+    plan = DeletionRequest([*FIRST, 5]).plan(store, module, scale=scale)
+    assert not plan.honoured_ids
+    assert not plan.unknown_ids
+    # of the ids learnt again only the new steps, of the other one all that the first edit left of its steps
+    expected = {}
+    for step in range(store.n_steps):
+        ids = store.record(step).sample_ids
+        asked = {5} if step < n_steps else {*FIRST, 5}
+        if count := sum(one in asked for one in ids):
+            left = 1.0 - first.amounts.get(step, 0.0)
+            expected[step] = min(count / len(ids) if scale == "share" else 1.0, left)
+    assert dict(plan.amounts) == pytest.approx({step: amount for step, amount in expected.items() if amount})
+    plan.check(force=True)
+    _, second = forget(store, module, [*FIRST, 5], scale=scale)
+    assert dict(DeletionRequest([3, 5]).plan(store, module).honoured_ids) == dict.fromkeys([3, 5], second.entry_id)
+
+
+def test_ids_that_were_learnt_again_are_not_purged(trained):
+    module = copy.deepcopy(trained.model)
+    _, first = forget(trained.store, module, FIRST)
+    store = train_on(trained, module)
+    with pytest.raises(DeletionRequestError, match=r"trained on again: 17, 3, 40'\. Forget"):
+        DeletionLedger.open(store).purge(first.entry_id)
+    assert store.lineage.entries[0].purged == "no"
+    assert store.unseen(FIRST) == []
+    _, second = forget(store, module, FIRST)
+    for entry in (first, second):
+        DeletionLedger.open(store).purge(entry.entry_id)
+    assert store.unseen(FIRST) == FIRST
+    assert set(DeletionRequest(FIRST).plan(store, module).honoured_ids) == set(FIRST)
 
 
 def test_an_undone_entry_has_nothing_to_purge(trained):
