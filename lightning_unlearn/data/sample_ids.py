@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 from warnings import warn
 
 import numpy as np
@@ -29,7 +29,7 @@ from lightning_unlearn.exceptions import (
     UnlearningWarning,
     UnsupportedStrategyError,
 )
-from lightning_unlearn.types import DataFingerprint, Identity, SampleId
+from lightning_unlearn.types import DataFingerprint, Identity, Part, SampleId
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["TAP_ORDER", "BatchIdentity", "SampleKeys", "resolve_keys", "root_length", "root_positions"]
@@ -159,7 +159,7 @@ class BatchIdentity:
             DeletionRequestError: an id is neither an int nor a str.
         """
         if self._sample_id is not None:
-            return self._ids_in(batch)
+            return [sample for piece in _parts_of(batch) for sample in self._ids_in(piece)]
         trainer = self._installed()
         # An iterable of unknown length makes the Trainer fetch one batch ahead, to know which one is the last.
         ahead = len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
@@ -226,6 +226,13 @@ class BatchIdentity:
             rule = f"one id for each of the {size} samples of the batch" if size else "the ids of the batch"
             raise MissingRequirementError(expected("sample_id", rule, f"{len(ids)} ids"))
         return ids
+
+
+def _parts_of(batch: Any) -> list[Any]:
+    """The user's own batches in one of `UnlearningDataModule`, a mapping of parts; any other batch is the user's."""
+    if isinstance(batch, Mapping) and batch and set(batch) <= set(get_args(Part)):
+        return list(batch.values())
+    return [batch]
 
 
 def _is_keys(sample_keys: Any) -> bool:

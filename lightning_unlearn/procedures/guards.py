@@ -5,6 +5,7 @@ A probe on retain data before and after is trusted more than any threshold on th
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
+from lightning import LightningModule
 from torch import nn
 
-from lightning_unlearn.exceptions import LightningUnlearnError, NoEffectWarning
+from lightning_unlearn.exceptions import LightningUnlearnError, NoEffectWarning, UnsupportedStrategyError
 from lightning_unlearn.types import WeightChange
+from lightning_unlearn.utilities.checks import expected
 
 __all__ = [
     "ProbeThresholds",
@@ -23,6 +26,7 @@ __all__ = [
     "check_finite",
     "judge_probe",
     "nonfinite_parameters",
+    "private_copy",
     "warn_if_unchanged",
 ]
 
@@ -102,3 +106,17 @@ def warn_if_unchanged(before: str, after: str, method: str) -> bool:
 def nonfinite_parameters(module: nn.Module) -> list[str]:
     """Names of parameters that hold NaN or infinity."""
     return [name for name, parameter in module.named_parameters() if not bool(torch.isfinite(parameter).all())]
+
+
+def private_copy(model: LightningModule) -> LightningModule:
+    """A deep copy of the user's module, so that a pass never changes the module it was given.
+
+    Raises:
+        UnsupportedStrategyError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, ValueError, copy.Error) as error:
+        remedy = "Take such attributes (open files, locks, tensors with a gradient history) off the module first."
+        rule = "a module that `copy.deepcopy` can copy, since a pass works on a copy"
+        raise UnsupportedStrategyError(expected("model", rule, str(error), remedy)) from error

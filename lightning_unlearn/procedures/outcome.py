@@ -71,19 +71,30 @@ def save_checkpoint(module: LightningModule, path: str | os.PathLike[str]) -> No
         module._trainer = attached
 
 
-def leftovers_of(store: DeltaStore | None, plan: DeletionPlan | None) -> tuple[str, ...]:
-    """Name every artefact that still holds the forgotten samples, as far as it can be known from here."""
+def leftovers_of(store: DeltaStore | None, plan: DeletionPlan | None, entry_id: str | None) -> tuple[str, ...]:
+    """Name every artefact that still holds the forgotten samples, as far as it can be known from here.
+
+    Args:
+        store: What was recorded.
+        plan: The plan of the pass.
+        entry_id: Its ledger entry, `None` where nothing was subtracted or the pass was taken back.
+    """
     found = [
         "optimizer state in checkpoints of the original run (momentum and second moments saw the samples): delete it",
         "weights saved before this pass: checkpoints, exports, EMA or SWA averages, models in registries",
         "the samples themselves, in the dataset, its caches and its backups",
     ]
     if store is not None and plan is not None and len(plan.steps):
-        older = [state for state in store.lineage.states if _contains(state.ranges, plan.steps)]
+        older = [
+            state
+            for state in store.lineage.states
+            if _contains(state.ranges, plan.steps) and entry_id not in state.edits
+        ]
+        purge = "DeltaStore.purge" if entry_id is None else "DeletionLedger.purge"
         found.insert(
             0,
-            f"the store {store.url}: {len(plan.steps)} subtracted records and the ids of the forgotten samples, "
-            "until `DeletionLedger.purge` removes them",
+            f"the store {store.url}: the records of {len(plan.steps)} steps with the samples, and the samples' ids, "
+            f"until `{purge}` removes them",
         )
         if older:
             found.insert(1, f"{len(older)} recorded model states (checkpoints) that contain the touched steps")

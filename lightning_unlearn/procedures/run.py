@@ -5,7 +5,6 @@ Everything that can be refused is refused before a weight, a store or a ledger c
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.leave_out import LeaveOut
@@ -24,7 +23,12 @@ from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.deltas.withdraw import withdraw_pass
-from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnlearningWarning
+from lightning_unlearn.exceptions import (
+    LightningUnlearnError,
+    MissingRequirementError,
+    UnlearningWarning,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.methods.base import (
     EditContext,
     LossMethod,
@@ -38,17 +42,20 @@ from lightning_unlearn.modules.probe import reestimate
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.procedures.guards import (
     ProbeThresholds,
+    Verdict,
     check_finite,
     judge_probe,
     nonfinite_parameters,
+    private_copy,
     warn_if_unchanged,
 )
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
-from lightning_unlearn.procedures.trainers import TrainerSource
+from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.utilities.checks import check_choice, expected
+from lightning_unlearn.utilities.distributed import process_rank
 from lightning_unlearn.utilities.parameters import (
     apply_change,
     clone_parameters,
@@ -108,6 +115,11 @@ def run_pass(
 ) -> UnlearningResult:
     """Run one pass on a copy of `model`; see `unlearn` for what the arguments mean and what is raised."""
     started = time.perf_counter()
+    if store is not None:
+        store.refresh()  # others may have recorded since it was opened; what they wrote is not this pass's to take back
+    if isinstance(method, WeightEdit) and settings.record and store is not None and process_rank() > 0:
+        rule, remedy = "called by rank 0 alone for an edit that is recorded", "Call it after the distributed run."
+        raise UnsupportedStrategyError(expected("unlearn", rule, f"a call by rank {process_rank()}", remedy))
     method.check_requirements(available_requirements(data, store))
     if then is not None:
         then.check_requirements(available_requirements(data, store))
@@ -122,13 +134,18 @@ def run_pass(
     if plan is not None and isinstance(method, WeightEdit):
         plan.check(settings.force)
         warn_of_plan(plan, repaired=then is not None)
-    work = _Pass(copy.deepcopy(model), data, store, ledger, trainers, settings)
+    work = _Pass(private_copy(model), data, store, ledger, trainers, settings)
     try:
         work.run(method, plan, then)
     except BaseException:
         # The caller gets no model, so the store must not speak of one.
         work.withdraw()
         raise
+    if settings.probe_samples and not {"accuracy", "loss"} & set(work.before):
+        work.notes.append(
+            "The probe found neither an accuracy nor a loss to measure, so whether the pass damaged the model is not "
+            "known: pass `adapter`."
+        )
     verdict = judge_probe(work.before, work.after, settings.thresholds)
     broken = nonfinite_parameters(work.module)
     if broken:
@@ -136,12 +153,12 @@ def run_pass(
         verdict = "collapsed"
     rolled_back = verdict == "collapsed" and not settings.force
     if verdict != "fine":
-        work.notes.append(damage_sentence(work.before, work.after, rolled_back))
+        work.notes.append(damage_sentence(work.before, work.after, verdict, rolled_back))
         warnings.warn(work.notes[-1], UnlearningWarning, stacklevel=3)
     if rolled_back:
         work.withdraw()
     return UnlearningResult(
-        model=copy.deepcopy(model) if rolled_back else work.module,
+        model=private_copy(model) if rolled_back else work.module,
         candidate=work.module if rolled_back else None,
         method=method.name,
         settings=method.settings,
@@ -150,11 +167,13 @@ def run_pass(
         stages=tuple(work.stages),
         seconds=time.perf_counter() - started,
         notes=tuple(work.notes),
-        leftovers=leftovers_of(store, plan),
+        leftovers=leftovers_of(store, plan, None if rolled_back else work.entry_id),
     )
 
 
-def damage_sentence(before: Mapping[str, float], after: Mapping[str, float], rolled_back: bool) -> str:
+def damage_sentence(
+    before: Mapping[str, float], after: Mapping[str, float], verdict: Verdict, rolled_back: bool
+) -> str:
     """What the probe saw, in one sentence."""
 
     def text(item: Mapping[str, float]) -> str:
@@ -162,7 +181,7 @@ def damage_sentence(before: Mapping[str, float], after: Mapping[str, float], rol
         return accuracy + (f"loss {item['loss']:.3f}" if "loss" in item else "no loss")
 
     end = "The original model is returned unchanged." if rolled_back else "The damaged model is returned as asked."
-    if not rolled_back and judge_probe(before, after) == "warn":
+    if verdict == "warn":
         end = "Consider a repair (`then=FineTune(max_steps=50)`)."
     return f"Retain data before the pass: {text(before)}; after: {text(after)}. {end}"
 
@@ -259,9 +278,12 @@ class _Pass:
         wrapped = UnlearningModule(self.module, method)
         limits: dict[str, Any] = {"max_steps": method.max_steps, "max_epochs": method.max_epochs}
         limits = {key: value for key, value in limits.items() if value is not None}
-        trainer = self.trainers.make(
-            **limits, limit_val_batches=0, num_sanity_val_steps=0, callbacks=self._repair_recorder()
-        )
+        trainer = self.trainers.make(**limits, limit_val_batches=0, num_sanity_val_steps=0)
+        if trainer.world_size > 1 and self.entry_id is not None:
+            # Every process runs the whole pass, and would write a ledger entry of its own.
+            rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"
+            raise UnsupportedStrategyError(expected("trainer", rule, got, "Repair with devices=1."))
+        add_callbacks(trainer, self._repair_recorder(trainer.world_size))
         try:
             with warnings.catch_warnings():
                 # Validation is switched off on purpose; that there is no loader for it is no news.
@@ -289,7 +311,7 @@ class _Pass:
         warn_if_unchanged(before, weights_digest(self.module), method.name)
         return sum(int(trainer.global_step) for trainer in trainers)
 
-    def _repair_recorder(self) -> list[Any]:
+    def _repair_recorder(self, world_size: int) -> list[Callback]:
         """Record training steps of a pass as well: the retain samples in them may be asked for next."""
         store = self.store
         if store is None or not self.settings.record:
@@ -298,16 +320,16 @@ class _Pass:
         if store.state_of(weights_digest(self.module)) is None:
             return []
         identity = store.data.identity
-        needed = {"key": self.settings.sample_keys, "batch": self.settings.sample_id, "position": True}[identity]
-        if needed is None:
-            self.notes.append(
-                f"The repair was not recorded: the store identifies samples by {identity}, so pass the recorder's "
-                "`sample_keys` or `sample_id` to `unlearn`. Later requests will not recognise these weights."
-            )
-            warnings.warn(self.notes[-1], UnlearningWarning, stacklevel=2)
-            return []
-        return [
-            DeltaRecorder.like(
-                store, kind="repair", sample_id=self.settings.sample_id, sample_keys=self.settings.sample_keys
-            )
-        ]
+        # Keys that only split the data are not a second identity for batches that name their samples themselves.
+        name = {"key": "sample_keys", "batch": "sample_id"}.get(identity)
+        identified = {name: getattr(self.settings, name)} if name else {}
+        problem = None
+        if None in identified.values():
+            problem = f"the store identifies samples by {identity}, so pass the recorder's `{name}` to `unlearn`"
+        elif store.world_size != world_size:
+            problem = f"the store was recorded by {store.world_size} processes, and this Trainer has {world_size}"
+        if problem is None:
+            return [DeltaRecorder.like(store, kind="repair", **identified)]
+        self.notes.append(f"The repair was not recorded: {problem}. Later requests will not recognise these weights.")
+        warnings.warn(self.notes[-1], UnlearningWarning, stacklevel=2)
+        return []

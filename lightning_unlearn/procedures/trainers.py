@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["TrainerArgument", "TrainerSource"]
+__all__ = ["TrainerArgument", "TrainerSource", "add_callbacks"]
 
 TrainerArgument: TypeAlias = Mapping[str, Any] | Callable[..., Trainer] | Trainer | None
 
@@ -77,7 +77,7 @@ class TrainerSource:
             return Trainer(**{**arguments, **overrides}, callbacks=[*users, *added])
         trainer = self._given(**overrides)
         _check_fresh(trainer)
-        _add_callbacks(trainer, added)
+        add_callbacks(trainer, added)
         return trainer
 
     def _once(self, trainer: Trainer, added: list[Callback], overrides: Mapping[str, Any]) -> Trainer:
@@ -96,11 +96,12 @@ class TrainerSource:
                 expected("trainer", f"built with {text}, or given as arguments or a factory", "a Trainer without it")
             )
         self._spent = True
-        _add_callbacks(trainer, added)
+        add_callbacks(trainer, added)
         return trainer
 
 
-def _add_callbacks(trainer: Trainer, added: list[Callback]) -> None:
+def add_callbacks(trainer: Trainer, added: Sequence[Callback]) -> None:
+    """Add callbacks to a Trainer that exists already."""
     # The list is a plain attribute that Lightning documents but does not annotate.
     users: list[Callback] = vars(trainer)["callbacks"]
     users.extend(added)

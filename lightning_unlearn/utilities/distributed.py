@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 
-__all__ = ["on_rank_zero", "share_out"]
+__all__ = ["on_rank_zero", "process_rank", "share_out"]
 
 T = TypeVar("T")
 
@@ -35,6 +36,15 @@ def share_out(sizes: Sequence[int], n_ranks: int) -> tuple[int, ...]:
         owners[piece] = min(range(n_ranks), key=lambda rank: (loads[rank], rank))
         loads[owners[piece]] += sizes[piece]
     return tuple(owners)
+
+
+def process_rank() -> int:
+    """Rank of this process as Lightning knows it, also outside a fit; 0 where there is only one.
+
+    >>> process_rank()
+    0
+    """
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:

@@ -250,6 +250,12 @@ def test_keys_in_the_batch_may_be_strings():
     assert listener.ids == [[f"row-{index}" for index in contents] for contents in listener.contents]
 
 
+def test_batches_of_a_forgetting_pass_name_the_samples_of_every_part():
+    identity = BatchIdentity("index")
+    parts = {"forget": {"index": torch.tensor([4, 1])}, "retain": {"index": torch.tensor([7, 9])}}
+    assert identity.batch_ids(parts) == [4, 1, 7, 9]
+
+
 @pytest.mark.parametrize("form", [list, dict, lambda pairs: dict(pairs).__getitem__], ids=["list", "dict", "function"])
 def test_sample_keys_replace_positions_also_behind_a_subset(form):
     pairs = [(position, f"user-{position % 7}") for position in range(40)]

@@ -18,15 +18,18 @@ from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
+from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import (
     DeletionRequestError,
     MissingRequirementError,
     StoreMismatchError,
     UnlearningWarning,
+    UnsupportedStrategyError,
 )
 from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain, WeightEdit
 from lightning_unlearn.procedures.planning import warn_of_plan
-from lightning_unlearn.utilities.parameters import weights_digest
+from lightning_unlearn.types import DataFingerprint, RecordingSettings
+from lightning_unlearn.utilities.parameters import float_buffers, model_signature, weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, batches_of, datasets, loaders, record
 
@@ -277,19 +280,89 @@ def test_keys_survive_that_the_data_of_the_subject_is_gone(tmp_path):
     assert fresh <= set(keys)
 
 
-def test_a_repair_that_cannot_be_recorded_is_said(tmp_path):
-    keys = [f"user-{row}" for row in range(64)]
-    trained = record(tmp_path, sample_keys=keys)
-    with pytest.warns(UnlearningWarning, match="not recorded"):
-        unlearn(trained.model, [5], method=FineTune(max_steps=2), data=loaders(), store=trained.url)
+def row_names(batch):
+    """What a batch says of itself: rows are told by their first feature."""
+    first = datasets()[0].tensors[0][:, 0].tolist()
+    return [f"row-{first.index(value)}" for value in batch[0][:, 0].tolist()]
+
+
+def test_batches_that_name_their_samples_need_keys_for_the_split_alone(tmp_path):
+    trained = record(tmp_path, sample_id=row_names)
+    settings = {"method": Amnesiac(), "data": loaders(), "store": trained.url, "force": True, "probe_samples": 0}
+    settings |= {"sample_keys": [f"row-{row}" for row in range(64)], "then": FineTune(max_steps=2)}
+    result = unlearn(trained.model, ["row-5"], sample_id=row_names, **settings)
+    assert trained.store.state_of(weights_digest(result.model)).edits == (result.entry_id,)
+    assert "row-5" not in trained.store.ids_in(range(24, 26))
+    with pytest.warns(UnlearningWarning, match="not recorded.*`sample_id`"):
+        unlearn(trained.model, ["row-6"], **settings)
+
+
+@pytest.mark.parametrize("identity", ["key", "position"])
+def test_data_split_by_other_ids_than_the_stores_is_refused(tmp_path, identity):
+    """Integer keys are positions as well: of other samples, which would be repaired on and forgotten in part."""
+    keys = [(row + 7) % 64 for row in range(64)]
+    trained = record(tmp_path, sample_keys=keys if identity == "key" else None)
+    error, given = (MissingRequirementError, {}) if identity == "key" else (StoreMismatchError, {"sample_keys": keys})
+    with pytest.raises(error, match=f"sample_keys.*{identity}"):
+        unlearn(trained.model, [5], method=Amnesiac(), data=loaders(), store=trained.url, force=True, **given)
+    assert not trained.store.lineage.entries
+
+
+def test_a_store_of_more_processes_is_read_and_the_repair_not_recorded(tmp_path):
+    model = XYClassifier()
+    store = DeltaStore.create(
+        tmp_path / "two", signature=model_signature(model), settings=RecordingSettings(keep=1.0), world_size=2,
+        data=DataFingerprint("position", 64), initial={**dict(model.named_parameters()), **float_buffers(model)},
+    )  # fmt: skip
+    with pytest.warns(UnlearningWarning, match="not recorded.*2 processes"):
+        result = unlearn(model, [5], method=FineTune(max_steps=2), data=loaders(), store=store)
+    assert result.stages[0].steps == 2
+    assert "2 processes" in result.notes[-1]
 
 
 def test_leftovers_name_the_store_and_older_states(trained):
-    result = unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    states = len(trained.store.lineage.states) - 1  # all but the initial weights, which saw nothing
+    result = unlearn(
+        trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True,
+        then=FineTune(max_steps=2),
+    )  # fmt: skip
     text = " ".join(result.leftovers)
     assert trained.url in text
+    assert f"{states} recorded model states" in text
+    assert "DeletionLedger.purge" in text
     assert "optimizer state" in text
     assert "EMA" in text
+    tuned = unlearn(trained.model, [1], method=FineTune(max_steps=2), data=loaders(), store=trained.url)
+    assert "DeltaStore.purge" in " ".join(tuned.leftovers)
+
+
+def test_what_was_recorded_since_the_store_was_opened_survives_a_rollback(trained):
+    opened, original = trained.store, copy.deepcopy(trained.model)
+    assert opened.lineage.states
+    quiet_trainer(max_epochs=1, callbacks=[DeltaRecorder.like(opened)]).fit(trained.model, loaders()["train"])
+    steps, states = trained.store.n_steps, trained.store.lineage.states
+    with pytest.warns(UnlearningWarning, match="returned unchanged"):
+        assert unlearn(original, [1], method=Wreck(), data=loaders(), store=opened).rolled_back
+    assert trained.store.n_steps == steps
+    assert trained.store.lineage.states == states
+
+
+def test_a_module_that_cannot_be_copied_is_refused(trained):
+    trained.model.last = next(trained.model.parameters()).sum()  # a tensor with a gradient history
+    with pytest.raises(UnsupportedStrategyError, match="deepcopy"):
+        unlearn(trained.model, [1], method=Amnesiac(), data=loaders(), store=trained.url, force=True)
+    assert not trained.store.lineage.entries
+
+
+def test_an_edit_is_recorded_by_one_process_only(trained, monkeypatch):
+    settings = {"method": Amnesiac(), "data": loaders(), "store": trained.url, "force": True, "probe_samples": 0}
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    with pytest.raises(UnsupportedStrategyError, match="devices=1"):
+        unlearn(trained.model, [1], then=FineTune(max_steps=1), trainer=two, **settings)
+    assert all(entry.undone for entry in trained.store.lineage.entries)
+    monkeypatch.setattr("lightning_unlearn.procedures.run.process_rank", lambda: 1)
+    with pytest.raises(UnsupportedStrategyError, match="rank 0"):
+        unlearn(trained.model, [1], **settings)
 
 
 def test_an_edit_without_deltas_has_nothing_to_add_back(trained):
@@ -422,6 +495,8 @@ def test_manual_optimization_and_dict_batches(tmp_path):
     assert result.stages[-1].steps == 4
     assert result.model.automatic_optimization is False
     assert not same(result.model, model)
+    # No logits, no loss: that nothing was probed is said, and not passed over as "fine".
+    assert any("neither an accuracy nor a loss" in note for note in result.notes)
 
 
 def test_the_saved_result_loads_without_this_package(trained, tmp_path):
