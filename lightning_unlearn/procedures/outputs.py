@@ -21,7 +21,10 @@ __all__ = ["Adapter", "ModelOutputs", "collect_outputs", "collect_outputs_togeth
 Adapter: TypeAlias = Callable[[LightningModule, Any], tuple[Tensor, Tensor]]
 """(module, batch) -> logits (N, C) and integer targets (N,)."""
 
-_REMEDY = "Pass `adapter`, a function of module and batch that returns logits (N, C) and integer targets (N,)."
+_REMEDY = (
+    "Outputs are read as a classifier's: pass `adapter`, a function of module and batch that returns logits (N, C) and "
+    "integer targets (N,)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,19 @@ def default_adapter(module: LightningModule, batch: Any) -> tuple[Tensor, Tensor
     """`forward(batch[0])` and `batch[1]` for `(x, y)` batches.
 
     Raises:
-        MissingRequirementError: the batch is no sequence of two tensors.
+        MissingRequirementError: the batch is no sequence of two tensors, or `forward` is missing or cannot take the
+            first (a generator's takes noise).
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         shape = [type(item).__name__ for item in batch] if isinstance(batch, list | tuple) else type(batch).__name__
         raise MissingRequirementError(expected("batch", "a pair (x, y) of tensors", shape, _REMEDY))
-    return module(batch[0]), batch[1]
+    try:
+        return module(batch[0]), batch[1]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        rule, got = "a method that takes the first of a batch (x, y)", f"{type(error).__name__}: {error}"
+        raise MissingRequirementError(expected("forward", rule, got, _REMEDY)) from error
 
 
 def _check(logits: Any, targets: Any, error: type[Exception], remedy: str) -> None:

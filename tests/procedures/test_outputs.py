@@ -113,7 +113,7 @@ def test_an_adapter_opens_other_batches():
     model, loader = BoringClassifier(), DataLoader(IdDataset(10), batch_size=4)
     outputs = collect_outputs(model, loader, adapter=lambda module, batch: (module(batch["x"]), batch["y"]))
     assert torch.equal(outputs.targets, loader.dataset.y)
-    with pytest.raises(MissingRequirementError, match=r"Expected `batch` to be a pair .* got 'dict'. Pass `adapter`"):
+    with pytest.raises(MissingRequirementError, match=r"Expected `batch` to be a pair .* got 'dict'.*pass `adapter`"):
         collect_outputs(model, loader)
 
 
