@@ -84,7 +84,7 @@ def test_demo(tmp_path):
     assert 0.0 <= mean("grouped", "mislabelled", "amnesiac + repair", "forget_accuracy") <= 0.3
     assert 0.94 <= mean("grouped", "mislabelled", "amnesiac + repair", "test_accuracy") <= 1.0
     assert 0.1 <= mean("random", "mislabelled", "amnesiac", "test_accuracy") <= 0.9
-    assert mean("grouped", "mislabelled", "placebo", "forget_accuracy") > 0.2
+    assert mean("grouped", "mislabelled", "placebo: amnesiac", "forget_accuracy") > 0.2
     outcomes = {result["outcome"] for arm in arms for result in arm["verdicts"]["clean"].values()}
     assert outcomes <= {"nothing_to_forget", "damaged", "unknown"}
     page = (tmp_path / "demo" / "report.html").read_text()

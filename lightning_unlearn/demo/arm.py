@@ -58,11 +58,8 @@ VARIANTS: dict[str, tuple[UnlearningMethod, LossMethod | None]] = {
 }
 """Label -> method and repair."""
 
-PLACEBOS: dict[str, tuple[UnlearningMethod, LossMethod | None]] = {
-    "placebo": (Amnesiac(), None),
-    "placebo + repair": (Amnesiac(), FineTune(max_steps=REPAIR_STEPS)),
-}
-"""The same with an innocent bystander's steps in the contributor's place."""
+PLACEBOS = {label: f"placebo: {label}" for label, (method, _) in VARIANTS.items() if isinstance(method, WeightEdit)}
+"""Label -> label of the same pass with an innocent bystander's steps in the contributor's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +135,11 @@ def run_arm(
             models[label], costs[label] = result.model, result.seconds
             if label == "amnesiac" and result.plan is not None:
                 plans[contributor] = describe_plan(result.plan)
-        for label, (method, then) in PLACEBOS.items():
-            progress(f"{contributor}: {label}")
+        for label, placebo in PLACEBOS.items():
+            progress(f"{contributor}: {placebo}")
+            method, then = VARIANTS[label]
             result = unlearn_demo(original, url, seed, placement, "bystander", method, then, control_for=contributor)
-            models[label], costs[label] = result.model, result.seconds
+            models[placebo], costs[placebo] = result.model, result.seconds
         progress(f"{contributor}: measuring")
         loaders = evaluation_loaders(DigitsData(seed), contributor)
         truth = data.true_labels[list(data.contributors[contributor])]
@@ -240,14 +238,13 @@ def judge(
 ) -> dict[str, EvaluationResult]:
     """What the evidence allows to be said of each method, in words, against the twin and the placebo."""
     verdicts = {}
-    for label, (method, then) in VARIANTS.items():
-        placebo = models["placebo" if then is None else "placebo + repair"] if isinstance(method, WeightEdit) else None
+    for label in VARIANTS:
         verdicts[label] = evaluate(
             models["original"],
             models[label],
             retrained=models["retrained twin"],
             data={split: loaders[split] for split in ("forget", "test")},
-            placebo=placebo,
+            placebo=models[PLACEBOS[label]] if label in PLACEBOS else None,
             references=[models["independent retraining"]],
             true_targets=truth,
             paired=True,

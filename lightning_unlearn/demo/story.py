@@ -63,7 +63,7 @@ def summary(results: Sequence[ArmResult]) -> str:
     for placement in ARMS:
         how = "sharing their batches" if placement == "grouped" else "shuffled among all others"
         own = number(placement, "amnesiac + repair", "forget_accuracy")
-        bystander = number(placement, "placebo + repair", "forget_accuracy")
+        bystander = number(placement, "placebo: amnesiac + repair", "forget_accuracy")
         original, twin = (number(placement, label, "forget_accuracy") for label in ("original", "retrained twin"))
         verdict = ", so it was their own steps that counted." if own + 5 < bystander else ": forgetting by damage."
         parts.append(
@@ -128,7 +128,8 @@ def _placed(results: Sequence[ArmResult], number: Number, placement: Placement) 
     test_before, test_after = (
         number(placement, "mislabelled", label, "test_accuracy") for label in ("original", "amnesiac")
     )
-    own, placebo, only = forget("amnesiac + repair"), forget("placebo + repair"), forget("fine-tune only")
+    own, only = forget("amnesiac + repair"), forget("fine-tune only")
+    placebo = forget("placebo: amnesiac + repair")
     how = "shared their batches" if placement == "grouped" else "were shuffled like everybody's"
     text = (
         f"Where the contributor's images {how}, forgetting touched {touched:.0f} % of the training steps. Subtracting "

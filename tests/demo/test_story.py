@@ -5,7 +5,7 @@ from lightning_unlearn.demo.document import build_report
 from lightning_unlearn.demo.story import METRICS, story
 from lightning_unlearn.results import EvaluationResult
 
-LABELS = ("original", "retrained twin", "independent retraining", *VARIANTS, *PLACEBOS)
+LABELS = ("original", "retrained twin", "independent retraining", *VARIANTS, *PLACEBOS.values())
 
 
 def arm(seed, placement, forget):
@@ -32,7 +32,7 @@ def arm(seed, placement, forget):
 
 
 def arms(seeds=1, **forget):
-    names = {"own": "amnesiac + repair", "placebo": "placebo + repair", "only": "fine-tune only"}
+    names = {"own": "amnesiac + repair", "placebo": "placebo: amnesiac + repair", "only": "fine-tune only"}
     values = {"original": 0.8, "retrained twin": 0.0}
     values |= {names.get(key, key): value for key, value in forget.items()}
     return [arm(seed, placement, values) for seed in range(seeds) for placement in ARMS]
