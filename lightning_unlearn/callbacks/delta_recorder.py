@@ -22,6 +22,7 @@ from lightning_unlearn.callbacks.recording_checks import (
     keep_settings,
 )
 from lightning_unlearn.callbacks.recording_session import RecordingSession
+from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
 from lightning_unlearn.deltas.compression import check_compression
 from lightning_unlearn.deltas.lineage import RunKind
@@ -116,10 +117,10 @@ class DeltaRecorder(Callback):
             buffers=check_choice("buffers", buffers, ("ignore", "record")),
         )
         check_compression(compression)
-        if watch is not None and (isinstance(watch, str) or not watch):
+        if watch is not None and (isinstance(watch, str | bytes) or not len(watch)):
             raise ValueError(expected("watch", "a non-empty collection of sample ids, or None", watch))
         self._url = os.fspath(store)
-        self._watch = None if watch is None else frozenset(watch)
+        self._watch = None if watch is None else frozenset(as_sample_id("watch", one) for one in watch)
         self._size_budget = None if size_budget is None else check_positive_int("size_budget", size_budget)
         self._background = bool(background)
         self._seed = check_positive_int("seed", seed, zero=True)
@@ -181,6 +182,7 @@ class DeltaRecorder(Callback):
         if stage != "fit":
             return
         self._uninstall()
+        self._resume, self._foreign = None, False  # of a fit that failed before it started to train
         check_strategy(trainer.strategy)
         self._identity.install(trainer)
 

@@ -62,7 +62,7 @@ class RecordingSession:
         self.writer = writer
         self._trainer = trainer
         self._origin = origin
-        self._last_digest = ""
+        self._last: tuple[str, int] | None = None
 
     @classmethod
     def open(
@@ -163,11 +163,13 @@ class RecordingSession:
         digest = ""
         if self._trainer.is_global_zero:
             digest = weights_digest(module)
-            if together and digest != self._last_digest:
+            # Steps that change no weight (a learning rate of zero) are in the weights as well, or they would pass for
+            # those of a run that was given up.
+            if together and (digest, n_steps) != self._last:
                 travel = parameter_distance(module, self.store.initial_weights())
                 norm = parameter_norm(module)
                 self.store.add_state(ModelState(digest, ranges, self._origin.edits, travel, norm))
-                self._last_digest = digest
+                self._last = (digest, n_steps)
         return {
             "store_id": self.store.store_id,
             "n_steps": n_steps,

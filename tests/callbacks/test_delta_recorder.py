@@ -4,6 +4,7 @@ import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback
@@ -254,7 +255,7 @@ def test_coarser_values_stay_within_their_rounding(value_dtype, tmp_path):
 
 
 def test_watched_steps_only(tmp_path):
-    module = train("sgd", tmp_path / "store", watch=[3, 17], **DENSE)
+    module = train("sgd", tmp_path / "store", watch=np.array([3, 17]), **DENSE)
     store = DeltaStore.open(tmp_path / "store")
     held = [{3, 17} & set(batch) for batch in module.seen]
     assert 0 < sum(map(bool, held)) < len(held)

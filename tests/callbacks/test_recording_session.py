@@ -231,6 +231,37 @@ def test_starting_again_after_a_crash_before_the_first_checkpoint(tmp_path):
     assert_leads_to(store, module)
 
 
+def test_steps_that_changed_no_weight_belong_to_the_weights_as_well(tmp_path):
+    """A learning rate of zero: the weights of several epochs are the same, and none of their steps may be dropped."""
+    idle = BoringClassifier(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    fit(tmp_path / "s", module=idle, epochs=3)
+    store = DeltaStore.open(tmp_path / "s")
+    assert store.tip.ranges == ((0, 15),)
+    fit(tmp_path / "s", module=idle, epochs=1)
+    store.refresh()
+    assert store.n_steps == 20
+    assert store.tip.ranges == ((0, 20),)
+
+
+def test_a_resumed_fit_that_failed_early_does_not_resume_the_next_one(tmp_path):
+    store, checkpoint = tmp_path / "s", tmp_path / "2.ckpt"
+    first = fit(store, SaveAtEpoch(checkpoint, 1), epochs=3)
+    steps = DeltaStore.open(store).n_steps
+
+    class Fragile(Callback):
+        def on_fit_start(self, *args):
+            raise RuntimeError("before training")
+
+    recorder = DeltaRecorder(store, **DENSE)
+    module = BoringClassifier(first.make_optimizer)
+    trainer = quiet_trainer(callbacks=[recorder, Fragile()], max_epochs=4)
+    with pytest.raises(RuntimeError, match="before training"):
+        trainer.fit(module, loader(), ckpt_path=checkpoint)
+    # The module has the checkpoint's weights now; a fit without `ckpt_path` goes on from them, behind all steps.
+    quiet_trainer(callbacks=[recorder], max_epochs=1).fit(module, loader())
+    assert DeltaStore.open(store).n_steps == steps + 5
+
+
 def test_unknown_weights_are_refused(tmp_path):
     fit(tmp_path / "store", epochs=1)
     with pytest.raises(StoreMismatchError, match="weights that the store knows"):
