@@ -24,6 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
 from lightning_unlearn.data.positions import RootIndex, SampleKeys, resolve_keys
 from lightning_unlearn.data.samplers import CyclingDistributedSampler, FilteredBatchSampler, FilteredSampler
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
@@ -264,7 +265,8 @@ def subset_loader(
         raise DeletionRequestError(expected("positions", rule, chosen[:5]))
     batching = _batching(loader)
     # Grouping by data subject serves deletion, not learning: what is kept is drawn freely.
-    filtered = batching.policy is not None and part == "retain" and not hasattr(batching.policy, "subjects")
+    grouped = isinstance(batching.policy, SubjectGroupedBatchSampler)
+    filtered = batching.policy is not None and part == "retain" and not grouped
     if replicas is not None and part is not None and (filtered or batching.lists):
         found = type(batching.policy or loader.sampler)
         remedy = "Its batches cannot be shared out over processes; use a plain DataLoader, or one device."

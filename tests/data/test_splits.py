@@ -17,6 +17,7 @@ from torch.utils.data import (
     random_split,
 )
 
+from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
 from lightning_unlearn.data.samplers import CyclingDistributedSampler
 from lightning_unlearn.data.splits import check_splittable, positions_of, split_positions, subset_loader
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
@@ -69,11 +70,6 @@ class Pairs(Sampler):
         return N // 2 + 1
 
 
-class Grouped(Pairs):
-    subjects = tuple(range(N))
-    batch_size = 4
-
-
 class PlainSubclass(DataLoader):
     pass
 
@@ -97,7 +93,7 @@ def loaders():
         "explicit batch sampler": DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False)),
         "own sampler": DataLoader(data, batch_size=4, sampler=EvensFirst()),
         "custom batch sampler": DataLoader(data, batch_sampler=Pairs()),
-        "grouped": DataLoader(data, batch_sampler=Grouped()),
+        "grouped": DataLoader(data, batch_sampler=SubjectGroupedBatchSampler([i // 3 for i in range(N)], 4)),
         "no batching": DataLoader(data, batch_size=None, shuffle=True),
         "lists": DataLoader(Listwise(), batch_size=None, sampler=BatchSampler(RandomSampler(data), 4, False)),
         "subset random sampler": DataLoader(data, batch_size=4, sampler=SubsetRandomSampler(range(N))),
