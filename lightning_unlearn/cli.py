@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_unlearn.deltas.store import DeltaStore
@@ -33,7 +34,7 @@ def store_info(store: str) -> None:
 
 
 def store_verify(store: str, repair: bool = False) -> None:
-    """Check every file and every step of a store; the exit status is 1 where something is damaged.
+    """Check every file and every step of a store; the exit status is 1 where something is damaged, and stays so.
 
     Args:
         store: Path or URL.
@@ -42,7 +43,7 @@ def store_verify(store: str, repair: bool = False) -> None:
     opened = DeltaStore.open(store, check=False)
     report = opened.repair() if repair else opened.verify()
     Console().print(str(report), highlight=False, markup=False)
-    if not report.ok and not repair:
+    if any(not (repair and damage.repairable) for damage in report.damages):
         raise SystemExit(1)
 
 
@@ -81,5 +82,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         auto_cli(commands, args=None if arguments is None else list(arguments), as_positional=True)
     except LightningUnlearnError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         sys.exit(1)

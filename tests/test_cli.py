@@ -37,6 +37,17 @@ def test_store_verify(tmp_path, capsys):
     capsys.readouterr()
     main(["store", "verify", recorded.url])
     assert "nothing damaged" in capsys.readouterr().out
+    lineage = tmp_path / "store" / "lineage.json"
+    lineage.write_bytes(lineage.read_bytes()[:-10])
+    with pytest.raises(SystemExit, match="1"):  # what a repair cannot bring back is no success
+        main(["store", "verify", recorded.url, "--repair", "true"])
+    assert "cannot be repaired" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_an_error_is_shown_as_it_is(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["store", "info", str(tmp_path / "[bold]runs[/]")])
+    assert "[bold]runs[/]" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_methods(capsys):

@@ -98,7 +98,10 @@ class DeletionPlan:
             raise DeletionRequestError(expected("sample_ids", rule, pairs, remedy))
         if self.unknown_ids:
             got = f"unknown ids: {shorten(self.unknown_ids)}"
-            remedy = "No step in these weights saw them; check the identity of the recording."
+            remedy = (
+                "No step in these weights names them: check the identity of the recording. Weights from before a "
+                "request whose ids were purged since still hold those samples, and can only be deleted."
+            )
             raise DeletionRequestError(expected("sample_ids", "ids that were recorded", got, remedy))
         if self.missing_steps:
             reasons = "; ".join(sorted({REASONS[status] for status in self.missing_steps.values()}))
