@@ -52,7 +52,7 @@ from lightning_unlearn.procedures.guards import (
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
-from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks
+from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.distributed import process_rank
@@ -124,6 +124,10 @@ def run_pass(
     if then is not None:
         then.check_requirements(available_requirements(data, store))
     trainers.check_stages(int(not isinstance(method, WeightEdit)) + int(then is not None))
+    if isinstance(method, Procedure):
+        trainers.check_length(method.name)
+    if isinstance(method, LossMethod) or then is not None:
+        trainers.check_callbacks()
     if store is not None:
         store.check_model(model)
     if settings.batch_norm == "subtract" and (store is None or store.settings.buffers != "record"):
@@ -136,6 +140,9 @@ def run_pass(
         warn_of_plan(plan, repaired=then is not None)
     work = _Pass(private_copy(model), data, store, ledger, trainers, settings)
     try:
+        for stage in (method, then):
+            if isinstance(stage, LossMethod):
+                UnlearningModule(work.module, stage).unwrap()  # what cannot be wrapped is refused before the edit
         work.run(method, plan, then)
     except BaseException:
         # The caller gets no model, so the store must not speak of one.
@@ -279,6 +286,7 @@ class _Pass:
         limits: dict[str, Any] = {"max_steps": method.max_steps, "max_epochs": method.max_epochs}
         limits = {key: value for key, value in limits.items() if value is not None}
         trainer = self.trainers.make(**limits, limit_val_batches=0, num_sanity_val_steps=0)
+        check_unmonitored(vars(trainer)["callbacks"])  # a factory's Trainer is seen here for the first time
         if trainer.world_size > 1 and self.entry_id is not None:
             # Every process runs the whole pass, and would write a ledger entry of its own.
             rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"

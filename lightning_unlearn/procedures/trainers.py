@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["TrainerArgument", "TrainerSource", "add_callbacks"]
+__all__ = ["TrainerArgument", "TrainerSource", "add_callbacks", "check_unmonitored"]
 
 TrainerArgument: TypeAlias = Mapping[str, Any] | Callable[..., Trainer] | Trainer | None
 
@@ -56,6 +57,29 @@ class TrainerSource:
                 expected("trainer", f"arguments or a factory, for {fits} fits are planned", "one Trainer instance")
             )
 
+    def check_length(self, method: str) -> None:
+        """Refuse a training of no given length, which would run for Lightning's default of 1000 epochs.
+
+        Raises:
+            MissingRequirementError: neither arguments with a limit, nor a factory or a Trainer.
+        """
+        arguments = {} if self._given is None else self.arguments
+        if arguments is not None and not any(arguments.get(name) for name in (*_LIMITS, "fast_dev_run")):
+            remedy = "Pass the length of the original training, such as trainer={'max_epochs': 20}."
+            rule = f"given with a limit, for {method} trains from the start"
+            raise MissingRequirementError(expected("trainer", rule, self._given, remedy))
+
+    def check_callbacks(self) -> None:
+        """Refuse callbacks that wait for a metric, in a stage that runs a few steps and validates nothing.
+
+        Raises:
+            ValueError: the arguments, or the Trainer, have such callbacks (early stopping, checkpoints of the best).
+        """
+        if self.arguments is not None:
+            check_unmonitored(_callbacks_in(self.arguments))
+        elif isinstance(self._given, Trainer):
+            check_unmonitored(vars(self._given)["callbacks"])
+
     def make(self, *, callbacks: Sequence[Callback] = (), **overrides: Any) -> Trainer:
         """Build a fresh Trainer; `overrides` replace the user's arguments, `callbacks` are added to the user's.
 
@@ -72,13 +96,18 @@ class TrainerSource:
             if any(overrides.get(key) is not None for key in _LIMITS):
                 # A limit for the pass replaces all of the training's limits.
                 arguments = {key: value for key, value in arguments.items() if key not in _LIMITS}
-            users = arguments.pop("callbacks", None) or []
-            users = [users] if isinstance(users, Callback) else list(users)
+            users = _callbacks_in(arguments)
+            arguments.pop("callbacks", None)
+            if any(isinstance(callback, Checkpoint) for callback in users) and not self._names("enable_checkpointing"):
+                del arguments["enable_checkpointing"]
             return Trainer(**{**arguments, **overrides}, callbacks=[*users, *added])
         trainer = self._given(**overrides)
         _check_fresh(trainer)
         add_callbacks(trainer, added)
         return trainer
+
+    def _names(self, argument: str) -> bool:
+        return self.arguments is not None and argument in self.arguments
 
     def _once(self, trainer: Trainer, added: list[Callback], overrides: Mapping[str, Any]) -> Trainer:
         if self._spent:
@@ -105,6 +134,25 @@ def add_callbacks(trainer: Trainer, added: Sequence[Callback]) -> None:
     # The list is a plain attribute that Lightning documents but does not annotate.
     users: list[Callback] = vars(trainer)["callbacks"]
     users.extend(added)
+
+
+def _callbacks_in(arguments: Mapping[str, Any]) -> list[Callback]:
+    users = arguments.get("callbacks") or []
+    return [users] if isinstance(users, Callback) else list(users)
+
+
+def check_unmonitored(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that wait for a metric.
+
+    Raises:
+        ValueError: one of them is early stopping, or a checkpoint of the best model.
+    """
+    kinds = (EarlyStopping, ModelCheckpoint)
+    for callback in callbacks:
+        if isinstance(callback, kinds) and callback.monitor is not None:
+            got = f"{type(callback).__name__}(monitor={callback.monitor!r})"
+            rule = "without callbacks that monitor a metric, for a pass takes few steps and validates nothing"
+            raise ValueError(expected("trainer", rule, got, "Leave them out, and validate the result afterwards."))
 
 
 def _check_fresh(trainer: Trainer) -> None:
