@@ -67,7 +67,11 @@ def verify(
         except LightningUnlearnError as error:
             damages.append(Damage(name, str(error), repairable=False))
     known = {"store.json", *documents}
-    orphans += [name for name in files.names() if name not in known and not name.startswith("rank-")]
+    orphans += [
+        name
+        for name in files.names()
+        if name not in known and not name.startswith("rank-") and not name.endswith(_LOCKS)
+    ]
     for rank in range(world_size):
         directory = rank_directory(rank)
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
+from filelock import FileLock
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -172,13 +174,20 @@ class DeltaStore(StoreView):
         self.update_lineage(lambda lineage: lineage.truncated(n_steps))
 
     def update_lineage(self, change: Callable[[Lineage], Lineage]) -> Lineage:
-        """Replace the lineage by `change(lineage)`, in one atomic write."""
-        self._lineage = None
-        lineage = change(self.lineage)
-        body = {"store_id": self.store_id, **lineage_to_dict(lineage)}
-        self._files.publish(LINEAGE, to_document("lineage", body))
-        self._lineage = lineage
+        """Replace the lineage by `change(lineage)`, in one atomic write; processes of one machine take turns.
+
+        Where the file system has no locks, of two changes at the same moment the first is lost.
+        """
+        with self._turn():
+            self._lineage = None
+            lineage = change(self.lineage)
+            body = {"store_id": self.store_id, **lineage_to_dict(lineage)}
+            self._files.publish(LINEAGE, to_document("lineage", body))
+            self._lineage = lineage
         return lineage
+
+    def _turn(self) -> AbstractContextManager[object]:
+        return FileLock(self._files.path(f"{LINEAGE}.lock")) if self._files.is_local else nullcontext()
 
     def verify(self) -> VerificationReport:
         """Check every byte; damage is reported, not raised."""

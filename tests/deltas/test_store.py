@@ -1,6 +1,8 @@
 import json
 import shutil
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +55,12 @@ def test_an_existing_store_is_not_overwritten(url):
 def test_no_store(url):
     with pytest.raises(StoreMismatchError, match="a place with a store of deltas"):
         DeltaStore.open(url)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").write_text("no store")
+    with pytest.raises(StoreMismatchError, match="a place with a store of deltas"):
+        DeltaStore.open(tmp_path / "file")
 
 
 def test_initial_weights_must_be_those_of_the_signature(url):
@@ -274,6 +282,27 @@ def test_states(url):
     assert other.state_of("digest") is None
     store.refresh()
     assert store.state_of("digest") is None
+
+
+def test_two_changes_of_the_lineage_at_once_both_hold(tmp_path):
+    """A request is honoured while another process makes weights known: neither may be lost."""
+    make_store(tmp_path / "s")
+    names = ["one", "two", "three"]
+
+    def change(name):
+        store = DeltaStore.open(tmp_path / "s")
+
+        def slowly(lineage):
+            time.sleep(0.1)  # the others have read the file by now, unless they wait
+            return lineage.with_state(ModelState(name, (), (), 1.0, 1.0))
+
+        store.update_lineage(slowly)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(change, names))
+    store = DeltaStore.open(tmp_path / "s")
+    assert {state.digest for state in store.lineage.states} >= set(names)
+    assert store.verify().orphans == ()
 
 
 def test_damaged_weights_are_not_returned(tmp_path):
