@@ -91,7 +91,8 @@ def check_watch(watch: Collection[SampleId] | None, known: Collection[SampleId] 
     """
     unknown = [] if watch is None or known is None else sorted((i for i in watch if i not in known), key=str)
     if unknown:
-        raise DeletionRequestError(expected("watch", "ids of the training data", f"also {shorten(unknown)}"))
+        remedy = "Watch positions in the training data, or keys that `sample_keys` gives."
+        raise DeletionRequestError(expected("watch", "ids of the training data", f"also {shorten(unknown)}", remedy))
 
 
 def check_recording(store: DeltaStore, settings: RecordingSettings, data: DataFingerprint, world_size: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import (
@@ -24,6 +24,9 @@ from lightning_unlearn.utilities.checks import check_fraction, check_positive_in
 
 __all__ = ["SubjectGrouping"]
 
+Subjects: TypeAlias = Sequence[SampleId | None] | Mapping[int, SampleId | None] | Callable[[int], SampleId | None]
+"""Position of a row -> its subject, `None` where the row is not grouped."""
+
 _ORDER = 0  # before anything that listens to the loader
 
 
@@ -34,7 +37,8 @@ class SubjectGrouping(Callback):
     Works with one device and with DDP. Put it next to `DeltaRecorder`, in any order.
 
     Args:
-        subjects: Subject of each row of the underlying dataset (or of the loader's dataset), `None` where not grouped.
+        subjects: Subject of each row of the underlying dataset (or of the loader's dataset), `None` where not grouped;
+            or, as `sample_keys`, a mapping or function of the position in the underlying dataset.
         max_share: Largest share of a global batch for one subject.
         seed: Seed of the order.
         labels: Class of each row, like `subjects`; a warning is given where batches come out near one class.
@@ -47,16 +51,21 @@ class SubjectGrouping(Callback):
 
     def __init__(
         self,
-        subjects: Sequence[SampleId | None],
+        subjects: Subjects,
         *,
         max_share: float = 0.5,
         seed: int = 0,
         labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if labels is not None and len(labels) != len(subjects):
-            raise ValueError(expected("labels", f"one for each of the {len(subjects)} subjects", len(labels)))
-        self._subjects = list(subjects)
+        if not callable(subjects) and not isinstance(subjects, Mapping):
+            if isinstance(subjects, str) or not isinstance(subjects, Iterable):
+                remedy = "Give the subject of each row, `None` where it is not grouped."
+                raise ValueError(expected("subjects", "a sequence, a mapping or a function", subjects, remedy))
+            subjects = list(subjects)
+            if labels is not None and len(labels) != len(subjects):
+                raise ValueError(expected("labels", f"one for each of the {len(subjects)} subjects", len(labels)))
+        self._subjects = subjects
         self._labels = None if labels is None else [int(label) for label in labels]
         self._max_share = check_fraction("max_share", max_share)
         self._seed = check_positive_int("seed", seed, zero=True)
@@ -99,15 +108,19 @@ class SubjectGrouping(Callback):
         _check_loader(loader)
         if trainer is None:
             return loader
-        chosen = self._rows(loader.dataset)
+        subjects = self._subjects
+        if callable(subjects) or isinstance(subjects, Mapping):
+            subject_of = subjects if callable(subjects) else subjects.get
+            subjects = [subject_of(position) for position in range(root_length(loader.dataset))]
+        chosen = _rows(loader.dataset, "subjects", len(subjects))
         replicas = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         sampler = SubjectGroupedBatchSampler(
-            [self._subjects[row] for row in chosen],
+            [subjects[row] for row in chosen],
             loader.batch_size,
             max_share=self._max_share,
             drop_last=loader.drop_last,
             seed=self._seed,
-            labels=None if self._labels is None else [self._labels[row] for row in chosen],
+            labels=self._labels_of(loader.dataset),
             **replicas,
         )
         # Workers fetch before Lightning announces the epoch, which matters when a run is resumed.
@@ -115,16 +128,22 @@ class SubjectGrouping(Callback):
         self._loaders.append(loader)
         return loader_view(loader, {"batch_sampler": property(lambda view: sampler)})
 
-    def _rows(self, dataset: Any) -> Sequence[int]:
-        """For each row of the loader's dataset its place in `subjects`."""
-        positions = root_positions(dataset)
-        length = root_length(dataset)
-        if len(self._subjects) == length:
-            return range(length) if positions is None else positions.tolist()
-        if len(self._subjects) == len(dataset):
-            return range(len(dataset))
-        rule = f"one for each of the {length} samples of the underlying dataset"
-        raise ValueError(expected("subjects", rule, f"{len(self._subjects)} subjects"))
+    def _labels_of(self, dataset: Any) -> list[int] | None:
+        if self._labels is None:
+            return None
+        return [self._labels[row] for row in _rows(dataset, "labels", len(self._labels))]
+
+
+def _rows(dataset: Any, name: str, given: int) -> Sequence[int]:
+    """For each row of the loader's dataset its place among `given` values, one a row of it or of the underlying one."""
+    positions = root_positions(dataset)
+    length = root_length(dataset)
+    if given == length:
+        return range(length) if positions is None else positions.tolist()
+    if given == len(dataset):
+        return range(len(dataset))
+    rule = f"one for each of the {length} samples of the underlying dataset"
+    raise ValueError(expected(name, rule, f"{given} {name}"))
 
 
 def _check_loader(loader: Any) -> None:

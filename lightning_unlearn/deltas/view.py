@@ -49,7 +49,7 @@ class StoreView:
         self._files = files
         try:
             body = from_document("store", f"{files.url}/{STORE}", files.read(STORE))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreMismatchError(
                 expected("url", "a place with a store of deltas", files.url, "Record one with `DeltaRecorder`.")
             ) from error

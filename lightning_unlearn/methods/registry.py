@@ -36,15 +36,19 @@ def register(cls: M) -> M:
     return cls
 
 
-def get_method(name: str) -> type[UnlearningMethod]:
+def get_method(name: object) -> type[UnlearningMethod]:
     """Look a method up; case, hyphens and underscores do not matter.
 
     Raises:
         ValueError: no such method; the message lists all.
+        TypeError: not a name.
 
     >>> get_method("partial-amnesiac").__name__
     'PartialAmnesiac'
     """
+    if not isinstance(name, str):
+        remedy = "Make an instance of the class: `PartialAmnesiac()`."
+        raise TypeError(expected("method", "a method or the name of one", name, remedy))
 
     def plain(text: str) -> str:
         return text.replace("_", "").replace("-", "").lower()

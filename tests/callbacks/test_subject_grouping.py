@@ -41,6 +41,31 @@ def test_batches_are_grouped_and_recorded_whatever_the_order_of_callbacks(tmp_pa
     assert "process_dataloader" not in vars(trainer.strategy)
 
 
+@pytest.mark.parametrize(
+    "subjects",
+    [SUBJECTS.__getitem__, {row: name for row, name in enumerate(SUBJECTS) if name}, iter(SUBJECTS)],
+    ids=["function", "mapping", "iterator"],
+)
+def test_subjects_in_every_form_that_sample_keys_have(subjects):
+    rows = [0, 1, 2, 3, *range(10, 30)]
+    labels = [row % 3 for row in range(40)]
+    module = BoringClassifier()
+    grouping = SubjectGrouping(subjects, seed=3, labels=None if hasattr(subjects, "__next__") else labels)
+    data = loader(Subset(IdDataset(), rows), batch_size=8)
+    quiet_trainer(callbacks=[grouping], max_epochs=1).fit(module, data)
+    expected = expected_batches(1, [SUBJECTS[row] for row in rows], seed=3)
+    assert module.seen == [[rows[place] for place in batch] for batch in expected]
+
+
+def test_subjects_that_are_none():
+    with pytest.raises(ValueError, match="a sequence, a mapping or a function, but got 7"):
+        SubjectGrouping(7)
+    with pytest.raises(ValueError, match="40 samples of the underlying dataset, but got '3 labels'"):
+        quiet_trainer(callbacks=[SubjectGrouping(SUBJECTS.__getitem__, labels=[0, 1, 2])]).fit(
+            BoringClassifier(), loader()
+        )
+
+
 def test_with_persistent_workers_and_a_second_fit():
     data = loader(num_workers=1, persistent_workers=True)
     for seed in (1, 2):

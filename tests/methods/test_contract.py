@@ -144,6 +144,8 @@ def test_registering():
         register(METHODS["Amnesiac"])
     with pytest.raises(ValueError, match="one of Amnesiac"):
         get_method("amnesia")
+    with pytest.raises(TypeError, match="an instance of the class"):
+        get_method(METHODS["Amnesiac"])
 
     class Undeclared(UnlearningMethod):
         """Has no guarantee."""
