@@ -90,7 +90,9 @@ def unlearn(
         DeletionRequestError: empty, duplicate, unknown or already honoured ids, or a plan that refuses.
         MissingRequirementError: the method needs what was not given.
         MissingDeltaError: a planned step has no delta in the store.
-        StoreMismatchError: the store is of another model or other data.
+        StoreMismatchError: the store is of another model or other data, or identifies samples by position while
+            `sample_keys` are given.
+        UnsupportedStrategyError: the module cannot be copied, or an edit would be recorded by several processes.
         StoreCorruptedError: the store is damaged.
         ValueError: a Trainer that has already run, or an argument out of range.
     """
