@@ -107,8 +107,8 @@ def check_recording(store: DeltaStore, settings: RecordingSettings, data: DataFi
             rule = f"{theirs!r}, as in the store"
             raise StoreMismatchError(expected(field.name, rule, ours, f"Use the same setting, or: {NEW_STORE}"))
     check_data(store.data, data)
-    if store.world_size != world_size:
-        rule = f"{store.world_size}, as in the store"
+    if world_size not in (1, store.world_size):
+        rule = f"{store.world_size}, as in the store, or 1"
         raise StoreMismatchError(expected("world_size", rule, world_size, f"Use as many devices, or: {NEW_STORE}"))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording, describe_optimizer
+from lightning_unlearn.deltas.joined_writer import JoinedWriter
 from lightning_unlearn.deltas.lineage import RunKind
 from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.deltas.writer import StoreWriter
@@ -57,7 +58,9 @@ class RecordingSession:
         writer: This rank's writer.
     """
 
-    def __init__(self, trainer: Trainer, store: DeltaStore, writer: StoreWriter, origin: _Origin) -> None:
+    def __init__(
+        self, trainer: Trainer, store: DeltaStore, writer: StoreWriter | JoinedWriter, origin: _Origin
+    ) -> None:
         self.store = store
         self.writer = writer
         self._trainer = trainer
@@ -126,7 +129,11 @@ class RecordingSession:
         origin = on_rank_zero(trainer.strategy, prepare)
         store = DeltaStore.open(url)
         budget = None if size_budget is None else size_budget // world_size
-        writer = store.writer(trainer.global_rank, size_budget=budget, background=background)
+        writer: StoreWriter | JoinedWriter
+        if world_size == 1 < store.world_size:
+            writer = JoinedWriter(store, size_budget=budget, background=background)
+        else:
+            writer = store.writer(trainer.global_rank, size_budget=budget, background=background)
         try:
             # Decided together, so that no rank waits for one that has given up.
             if trainer.strategy.reduce_boolean_decision(writer.n_steps < origin.n_steps, all=False):

@@ -164,8 +164,8 @@ class DeletionLedger:
     def undo(self, entry_id: str, module: nn.Module) -> ModelState:
         """Add the subtracted sum back, in place: the weights return to what they were within two roundings.
 
-        Steps recorded after the edit stay. Only the latest edit of the weights can be undone, because later ones
-        rest on it; undo those first.
+        Steps recorded after the edit stay, and so do running statistics: re-estimate those. Only the latest edit of
+        the weights can be undone, because later ones rest on it; undo those first.
 
         Args:
             entry_id: The entry.

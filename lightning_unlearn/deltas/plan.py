@@ -86,10 +86,11 @@ class DeletionPlan:
         """Check that the plan can and should be carried out.
 
         Args:
-            force: Carry it out although it refuses. Nothing else is overridden.
+            force: Carry it out although it refuses, or although the store lost ids. Nothing else is overridden.
 
         Raises:
-            DeletionRequestError: an id is unknown or already forgotten, or the plan refuses.
+            DeletionRequestError: an id is unknown or already forgotten, damaged steps of this training no longer say
+                whom they saw, or the plan refuses.
             MissingDeltaError: a needed step has no delta.
         """
         if self.honoured_ids:
@@ -109,6 +110,10 @@ class DeletionPlan:
             raise MissingDeltaError(
                 expected("store", "one with the delta of every touched step", shorten(self.missing_steps), remedy)
             )
+        if self.lost_steps and not force:
+            remedy = "They may have seen the samples: retrain, or accept that with `force=True`."
+            got = f"{self.lost_steps} damaged steps whose ids are lost"
+            raise DeletionRequestError(expected("store", "one that knows who was in every step", got, remedy))
         if self.refuses and not force:
             got = f"damage {self.damage!r} and specificity {self.specificity!r}"
             raise DeletionRequestError(expected("request", "one that subtraction can honour", got, self.recommendation))

@@ -164,6 +164,7 @@ def run_pass(
         warnings.warn(work.notes[-1], UnlearningWarning, stacklevel=3)
     if rolled_back:
         work.withdraw()
+    work.module.trainer = None  # the result is a module, not the Trainers, loaders and stores of its pass
     return UnlearningResult(
         model=private_copy(model) if rolled_back else work.module,
         candidate=work.module if rolled_back else None,
@@ -334,7 +335,7 @@ class _Pass:
         problem = None
         if None in identified.values():
             problem = f"the store identifies samples by {identity}, so pass the recorder's `{name}` to `unlearn`"
-        elif store.world_size != world_size:
+        elif world_size not in (1, store.world_size):
             problem = f"the store was recorded by {store.world_size} processes, and this Trainer has {world_size}"
         if problem is None:
             return [DeltaRecorder.like(store, kind="repair", **identified)]

@@ -1,5 +1,7 @@
 """Requests and plans on stores with known content; the numbers are computed a second time, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +203,12 @@ def test_steps_whose_ids_were_damaged_are_counted(tmp_path):
 def test_an_unknown_scale(tmp_path):
     with pytest.raises(ValueError, match="'step', 'share'"):
         DeletionRequest([1]).plan(trained(tmp_path / "s")[0], scale="half")
+
+
+def test_lost_ids_are_refused_unless_forced(tmp_path):
+    store, module = trained(tmp_path / "s")
+    plan = DeletionRequest(ASKED[:1]).plan(store, module)
+    plan = dataclasses.replace(plan, lost_steps=2, damage="fine", specificity="note")
+    with pytest.raises(DeletionRequestError, match="2 damaged steps whose ids are lost"):
+        plan.check()
+    plan.check(force=True)

@@ -28,8 +28,7 @@ from lightning_unlearn.exceptions import (
 )
 from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain, WeightEdit
 from lightning_unlearn.procedures.planning import warn_of_plan
-from lightning_unlearn.types import DataFingerprint, RecordingSettings
-from lightning_unlearn.utilities.parameters import float_buffers, model_signature, weights_digest
+from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, batches_of, datasets, loaders, record
 
@@ -308,16 +307,57 @@ def test_data_split_by_other_ids_than_the_stores_is_refused(tmp_path, identity):
     assert not trained.store.lineage.entries
 
 
-def test_a_store_of_more_processes_is_read_and_the_repair_not_recorded(tmp_path):
+def train_on_two(url):
+    torch.manual_seed(0)
     model = XYClassifier()
-    store = DeltaStore.create(
-        tmp_path / "two", signature=model_signature(model), settings=RecordingSettings(keep=1.0), world_size=2,
-        data=DataFingerprint("position", 64), initial={**dict(model.named_parameters()), **float_buffers(model)},
-    )  # fmt: skip
-    with pytest.warns(UnlearningWarning, match="not recorded.*2 processes"):
-        result = unlearn(model, [5], method=FineTune(max_steps=2), data=loaders(), store=store)
-    assert result.stages[0].steps == 2
-    assert "2 processes" in result.notes[-1]
+    recorder = DeltaRecorder(url, keep=1.0, value_dtype="float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own, about synchronised logging
+        train = DataLoader(datasets()[0], BATCH, shuffle=True)
+        quiet_trainer(strategy="ddp", devices=2, max_epochs=2, callbacks=[recorder]).fit(model, train)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def test_trained_on_two_processes_unlearned_and_repaired_on_one(gloo_pool, tmp_path):
+    url = str(tmp_path / "store")
+    model = XYClassifier()
+    model.load_state_dict(gloo_pool.run(train_on_two, url)[0])
+    steps = DeltaStore.open(url).n_steps
+    settings = {"method": Amnesiac(), "store": url, "force": True, "probe_samples": 0, "batch_norm": "keep"}
+    first = unlearn(model, [1], data=loaders(), then=FineTune(max_steps=3), **settings)
+    store = DeltaStore.open(url)
+    assert store.n_steps == steps + 3
+    assert store.verify().ok
+    state = store.state_of(weights_digest(first.model))
+    assert state.edits == (first.entry_id,)
+    # Initial weights, all steps, minus what was subtracted: from the parts of both ranks and of the joined writer.
+    expected = store.initial_weights()
+    names = [layer.name for layer in store.signature.layers]
+    gone = first.plan.amounts
+    for step in range(store.n_steps):
+        for delta in store.read(step).values():
+            flat = expected[names[delta.layer]].double().view(-1)
+            share = 1.0 - gone.get(step, 0.0)
+            index = torch.arange(flat.numel()) if delta.indices is None else delta.indices
+            flat = flat.index_add(0, index, share * delta.values.double())
+            expected[names[delta.layer]] = flat.view_as(expected[names[delta.layer]])
+    for name, parameter in first.model.named_parameters():
+        assert torch.allclose(parameter.double(), expected[name].double(), atol=5e-7), name
+    repaired_with = sorted({sample for step in range(steps, steps + 3) for sample in store.record(step).sample_ids})
+    assert 1 not in repaired_with
+    second = unlearn(first.model, repaired_with[:1], data=loaders(), **settings)
+    assert second.entry_id is not None
+    # And an ordinary training goes on from there.
+    recorder = DeltaRecorder(url, keep=1.0, value_dtype="float32")
+    quiet_trainer(max_epochs=1, callbacks=[recorder]).fit(second.model, loaders()["train"])
+    assert DeltaStore.open(url).tip.edits == (first.entry_id, second.entry_id)
+    assert DeltaStore.open(url).n_steps == steps + 3 + 8
+
+
+def test_the_result_is_attached_to_nothing(trained):
+    result = unlearn(trained.model, [1], method=FineTune(max_steps=2), data=loaders())
+    with pytest.raises(RuntimeError, match="not attached"):
+        _ = result.model.trainer
 
 
 def test_leftovers_name_the_store_and_older_states(trained):
