@@ -22,7 +22,8 @@ from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds
 from lightning_unlearn.procedures.outcome import UnlearningResult
 from lightning_unlearn.procedures.outputs import Adapter
-from lightning_unlearn.procedures.run import BatchNormPolicy, PassSettings, run_pass
+from lightning_unlearn.procedures.run import run_pass
+from lightning_unlearn.procedures.settings import BatchNormPolicy, PassSettings
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
 from lightning_unlearn.results import EvaluationResult
 from lightning_unlearn.types import DataFingerprint, SampleId, Split

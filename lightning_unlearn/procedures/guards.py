@@ -24,6 +24,7 @@ __all__ = [
     "ProbeThresholds",
     "Verdict",
     "check_finite",
+    "damage_sentence",
     "judge_probe",
     "nonfinite_parameters",
     "private_copy",
@@ -120,3 +121,18 @@ def private_copy(model: LightningModule) -> LightningModule:
         remedy = "Take such attributes (open files, locks, tensors with a gradient history) off the module first."
         rule = "a module that `copy.deepcopy` can copy, since a pass works on a copy"
         raise UnsupportedStrategyError(expected("model", rule, str(error), remedy)) from error
+
+
+def damage_sentence(
+    before: Mapping[str, float], after: Mapping[str, float], verdict: Verdict, rolled_back: bool
+) -> str:
+    """What the probe saw, in one sentence."""
+
+    def text(item: Mapping[str, float]) -> str:
+        accuracy = f"accuracy {item['accuracy']:.1%}, " if "accuracy" in item else ""
+        return accuracy + (f"loss {item['loss']:.3f}" if "loss" in item else "no loss")
+
+    end = "The original model is returned unchanged." if rolled_back else "The damaged model is returned as asked."
+    if verdict == "warn":
+        end = "Consider a repair (`then=FineTune(max_steps=50)`)."
+    return f"Retain data before the pass: {text(before)}; after: {text(after)}. {end}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class UnlearningResult:
         leftovers: Artefacts that still hold the forgotten data, for somebody to clean up.
     """
 
-    model: LightningModule
-    candidate: LightningModule | None
+    model: LightningModule = field(repr=False)
+    candidate: LightningModule | None = field(repr=False)
     method: str
     settings: Mapping[str, Any]
     plan: DeletionPlan | None

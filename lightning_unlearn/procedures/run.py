@@ -8,10 +8,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
@@ -41,9 +39,8 @@ from lightning_unlearn.methods.base import (
 from lightning_unlearn.modules.probe import reestimate
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.procedures.guards import (
-    ProbeThresholds,
-    Verdict,
     check_finite,
+    damage_sentence,
     judge_probe,
     nonfinite_parameters,
     private_copy,
@@ -52,10 +49,12 @@ from lightning_unlearn.procedures.guards import (
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
+from lightning_unlearn.procedures.settings import PassSettings
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
-from lightning_unlearn.utilities.checks import check_choice, expected
+from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import process_rank
+from lightning_unlearn.utilities.modes import preserved_modes
 from lightning_unlearn.utilities.parameters import (
     apply_change,
     clone_parameters,
@@ -65,40 +64,7 @@ from lightning_unlearn.utilities.parameters import (
     weights_digest,
 )
 
-__all__ = ["BatchNormPolicy", "PassSettings", "run_pass"]
-
-BatchNormPolicy: TypeAlias = Literal["reestimate", "keep", "subtract"]
-
-
-@dataclass(frozen=True, slots=True)
-class PassSettings:
-    """How a pass is run, whatever the method.
-
-    Attributes:
-        batch_norm: `"reestimate"` running statistics on retain data after an edit, `"keep"` them, or `"subtract"`
-            their recorded changes (the store must hold buffers).
-        seed: Seeds everything before each stage that draws; `None` leaves the random state alone.
-        record: Write the ledger entry and record training steps; without it the store is only read.
-        force: Carry out a plan that refuses, and keep a model that the probe calls collapsed.
-        probe_samples: Retain samples in a probe; 0 switches probes (and the rollback) off.
-        thresholds: When a probe warns and rolls back.
-        sample_id: As given to the recorder, to record a repair with ids from the batch.
-        sample_keys: As given to the recorder.
-        adapter: `(module, batch) -> (logits, targets)` for modules whose batches are not `(x, y)`.
-    """
-
-    batch_norm: BatchNormPolicy = "reestimate"
-    seed: int | None = None
-    record: bool = True
-    force: bool = False
-    probe_samples: int = 1000
-    thresholds: ProbeThresholds = field(default_factory=ProbeThresholds)
-    sample_id: Any = None
-    sample_keys: Any = None
-    adapter: Callable[[LightningModule, Any], tuple[torch.Tensor, torch.Tensor]] | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("batch_norm", self.batch_norm, ("reestimate", "keep", "subtract"))
+__all__ = ["run_pass"]
 
 
 def run_pass(
@@ -179,19 +145,10 @@ def run_pass(
     )
 
 
-def damage_sentence(
-    before: Mapping[str, float], after: Mapping[str, float], verdict: Verdict, rolled_back: bool
-) -> str:
-    """What the probe saw, in one sentence."""
-
-    def text(item: Mapping[str, float]) -> str:
-        accuracy = f"accuracy {item['accuracy']:.1%}, " if "accuracy" in item else ""
-        return accuracy + (f"loss {item['loss']:.3f}" if "loss" in item else "no loss")
-
-    end = "The original model is returned unchanged." if rolled_back else "The damaged model is returned as asked."
-    if verdict == "warn":
-        end = "Consider a repair (`then=FineTune(max_steps=50)`)."
-    return f"Retain data before the pass: {text(before)}; after: {text(after)}. {end}"
+def _as_in_training(module: LightningModule) -> None:
+    """A module that was put to `eval()` as a whole trains as in training; single layers in eval mode stay so."""
+    if not module.training:
+        module.train()
 
 
 class _Pass:
@@ -297,7 +254,9 @@ class _Pass:
             with warnings.catch_warnings():
                 # Validation is switched off on purpose; that there is no loader for it is no news.
                 warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
-                trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
+                with preserved_modes(self.module):
+                    _as_in_training(self.module)
+                    trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
             steps = int(trainer.global_step)
         finally:
             wrapped.unwrap()
@@ -316,6 +275,7 @@ class _Pass:
             trainers.append(self.trainers.make(callbacks=thinning, **overrides))
             return trainers[-1]
 
+        _as_in_training(self.module)
         self.module = method.run(ProcedureContext(self.module, self.data, make, self.store, self.settings.seed))
         warn_if_unchanged(before, weights_digest(self.module), method.name)
         return sum(int(trainer.global_step) for trainer in trainers)

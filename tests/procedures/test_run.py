@@ -354,6 +354,17 @@ def test_trained_on_two_processes_unlearned_and_repaired_on_one(gloo_pool, tmp_p
     assert DeltaStore.open(url).n_steps == steps + 3 + 8
 
 
+def test_a_model_in_eval_mode_is_repaired_as_in_training(trained):
+    """Whoever evaluated the model before left it in eval mode, which is not how it is to be trained."""
+    quiet = copy.deepcopy(trained.model).eval()
+    settings = {"method": FineTune(max_steps=4), "data": loaders(), "seed": 0}
+    one, other = (unlearn(model, [1], **settings).model for model in (trained.model, quiet))
+    for (name, value), (_, expected) in zip(other.state_dict().items(), one.state_dict().items(), strict=True):
+        assert torch.equal(value, expected), name
+    assert not any(module.training for module in other.modules())
+    assert "Linear" not in repr(unlearn(quiet, [1], **settings))
+
+
 def test_the_result_is_attached_to_nothing(trained):
     result = unlearn(trained.model, [1], method=FineTune(max_steps=2), data=loaders())
     with pytest.raises(RuntimeError, match="not attached"):
