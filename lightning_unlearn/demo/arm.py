@@ -209,6 +209,7 @@ def unlearn_demo(
             record=record,
             control_for=None if control_for is None else [control_for],
             force=True,
+            probe_samples=500,
             sample_keys=keys_of(data),
         )
 
