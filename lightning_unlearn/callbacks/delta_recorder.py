@@ -51,6 +51,8 @@ class DeltaRecorder(Callback):
     (1e-7 of the largest weight). Amnesiac unlearning by recorded updates is due to Graves, Nagisetty and Ganesh
     (2021), "Amnesiac Machine Learning" (arXiv:2010.10981).
 
+    A `fast_dev_run` records nothing, as it saves no checkpoint; sample ids are looked up all the same.
+
     A change of weights made by anything but an optimizer (clamping, weight averaging) is charged to the next step; one
     after the last step is not in the store, and a warning says so.
 
@@ -198,6 +200,8 @@ class DeltaRecorder(Callback):
         """Open the store and start recording; every check is made before anything is written."""
         resume, foreign = self._resume, self._foreign
         self._resume, self._foreign = None, False
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if foreign:
             remedy = "Steps before it are not in a store: resume without the recorder, or train from the start."
             raise StoreMismatchError(

@@ -120,6 +120,9 @@ class RecordingSession:
                 )
                 return _Origin(0, (), ())
             store = DeltaStore.open(url)
+            if resume is None and _is_left_over(store, module):
+                store.discard_empty()
+                return prepare()
             store.check_model(module)
             check_recording(store, settings, data, world_size)
             origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
@@ -197,6 +200,13 @@ def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) ->
         raise StoreMismatchError(expected("ckpt_path", rule, "changed weights", NEW_STORE))
     ranges = tuple((int(start), int(stop)) for start, stop in resume["ranges"])
     return _Origin(int(resume["n_steps"]), ranges, tuple(resume["edits"]))
+
+
+def _is_left_over(store: DeltaStore, module: nn.Module) -> bool:
+    """Whether the store is what a run left that failed before its first step, from other initial weights."""
+    # Without locks nobody can tell a failed run from one that is about to publish its first steps.
+    nothing = store.files.is_local and not store.n_steps and not store.lineage.entries
+    return nothing and store.state_of(weights_digest(module)) is None
 
 
 def _continued(store: DeltaStore, module: nn.Module) -> _Origin:

@@ -13,6 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lightning_unlearn.deltas import maintenance
+from lightning_unlearn.deltas.commits import rank_directory
 from lightning_unlearn.deltas.compression import check_compression
 from lightning_unlearn.deltas.documents import digest_of, to_document
 from lightning_unlearn.deltas.info import VerificationReport
@@ -102,6 +103,24 @@ class DeltaStore(StoreView):
         except FileExistsError as error:
             raise StoreMismatchError(expected("url", "written by one process", f"another store at {url}")) from error
         return cls(files)
+
+    def discard_empty(self) -> None:
+        """Remove a store in which nothing was ever recorded, so that another can take its place.
+
+        Raises:
+            StoreMismatchError: it holds steps or ledger entries, or a writer is open.
+        """
+        self.refresh()
+        if self.n_steps or self.lineage.entries:
+            raise StoreMismatchError(expected("store", "one without a step", f"{self.n_steps} steps in {self.url!r}"))
+        for rank in range(self.world_size):
+            self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
+        folders = [rank_directory(rank) for rank in range(self.world_size)]
+        ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
+        # The document that makes it a store goes first: what is left by an interruption is not taken for one.
+        for name in (STORE, INITIAL, LINEAGE, *ranks):
+            if self.files.exists(name):
+                self.files.delete(name)
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], *, check: bool = True) -> DeltaStore:

@@ -12,7 +12,7 @@ from torch.utils.data import RandomSampler, Subset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.store import DeltaStore
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 from tests.helpers.replay import assert_leads_to, same_weights
@@ -370,3 +370,41 @@ def test_a_trainer_that_launches_its_own_processes(tmp_path, monkeypatch, strate
     assert {sample for step in range(6) for sample in store.record(step).sample_ids} == set(range(43))
     assert store.state_of(weights_digest(module)) == store.tip
     assert_leads_to(store, module)
+
+
+def test_what_a_run_left_that_failed_before_its_first_step_is_replaced(tmp_path):
+    """A typo in the first script must not cost its directory: the corrected one starts from other weights."""
+    store = tmp_path / "store"
+    with pytest.raises(MissingRequirementError, match="no_such_key"):
+        fit(store, module=BoringClassifier(seed=1), epochs=1, sample_id="no_such_key")
+    assert DeltaStore.exists(store)
+    assert DeltaStore.open(store).n_steps == 0
+    left = DeltaStore.open(store).store_id
+    module = fit(store, module=BoringClassifier(seed=2), epochs=1)
+    opened = DeltaStore.open(store)
+    assert opened.store_id != left
+    assert opened.verify().ok
+    assert_leads_to(opened, module)
+    # One that holds steps is not.
+    with pytest.raises(StoreMismatchError, match="weights that the store knows"):
+        fit(store, module=BoringClassifier(seed=3), epochs=1)
+    with pytest.raises(StoreMismatchError, match="without a step"):
+        opened.discard_empty()
+
+
+def test_an_empty_store_that_somebody_is_writing_is_not_replaced(tmp_path):
+    store = tmp_path / "store"
+    with pytest.raises(MissingRequirementError):
+        fit(store, module=BoringClassifier(seed=1), epochs=1, sample_id="no_such_key")
+    with DeltaStore.open(store).writer(), pytest.raises(StoreMismatchError, match="another writer"):
+        fit(store, module=BoringClassifier(seed=2), epochs=1)
+    assert DeltaStore.open(store).verify().ok
+
+
+@pytest.mark.filterwarnings("ignore:.*fast_dev_run.*")
+def test_a_fast_dev_run_records_nothing(tmp_path):
+    recorder = DeltaRecorder(tmp_path / "store", **DENSE)
+    quiet_trainer(fast_dev_run=True, callbacks=[recorder]).fit(BoringClassifier(), loader())
+    assert not DeltaStore.exists(tmp_path / "store")
+    fit(tmp_path / "store", epochs=1)
+    assert DeltaStore.open(tmp_path / "store").n_steps == 5
