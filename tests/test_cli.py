@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -100,4 +101,5 @@ def test_demo(tmp_path):
     assert outcomes <= {"nothing_to_forget", "damaged", "unknown"}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("<svg") >= 8
-    assert "http" not in page.replace("http://www.w3.org", "")
+    # Addresses in it are names of XML vocabularies; nothing is loaded.
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\(["']?http|@import""", page)
