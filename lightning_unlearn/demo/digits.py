@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ class DigitsCNN(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """All images, (1797, 1, 8, 8) in [0, 1], and labels; read once, since every training makes its own datamodule."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    return images, torch.tensor(digits.target, dtype=torch.int64)
+
+
 class DigitsData(LightningDataModule):
     """scikit-learn's 1,797 handwritten digits, 80 % to train and 20 % to test, with two contributors marked.
 
@@ -77,9 +86,7 @@ class DigitsData(LightningDataModule):
         super().__init__()
         self.seed = seed
         self.batch_size = batch_size
-        digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-        labels = torch.tensor(digits.target, dtype=torch.int64)
+        images, labels = _digits()
         order = np.random.default_rng(seed).permutation(len(labels))
         n_train = round(0.8 * len(labels))
         train, test = order[:n_train], order[n_train:]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import queue
 import shutil
+import sys
 import time
 import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from multiprocessing import Manager, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def _prepare(output: Path) -> None:
 
 def _run(arms: list[tuple[int, Placement]], folder: Path, workers: int, console: Console) -> list[ArmResult]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Manager() as manager, Progress(*columns, console=console) as progress:
-        messages: Any = manager.Queue()
-        tasks = {arm: progress.add_task(f"seed {arm[0]}, {arm[1]}: waiting", total=_PIECES) for arm in arms}
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-            futures = [pool.submit(_arm, seed, placement, folder, messages) for seed, placement in arms]
+    # A forked worker has everything imported; it is forked before this process starts a thread or computes anything.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    messages = context.Queue()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(messages,)) as pool:
+        futures = [pool.submit(_arm, seed, placement, folder) for seed, placement in arms]
+        with Progress(*columns, console=console) as progress:
+            tasks = {arm: progress.add_task(f"seed {arm[0]}, {arm[1]}: waiting", total=_PIECES) for arm in arms}
             try:
                 _follow(futures, messages, progress, tasks)
                 return [future.result() for future in futures]
@@ -106,6 +109,15 @@ def _follow(
                 progress.update(task, completed=_PIECES)
 
 
+_worker: dict[str, Any] = {}
+"""What a worker process was begun with."""
+
+
+def _begin(messages: Any) -> None:
+    _worker["messages"] = messages
+    _quiet()
+
+
 def _quiet() -> None:
     """A worker computes on one thread, so that two of them share two cores, and leaves talking to the demo."""
     torch.set_num_threads(1)
@@ -115,7 +127,10 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _arm(seed: int, placement: Placement, folder: Path, messages: Any) -> ArmResult:
-    result = run_arm(seed, placement, folder, lambda text: messages.put((seed, placement, text)))
-    messages.put((seed, placement, ""))
+def _arm(seed: int, placement: Placement, folder: Path) -> ArmResult:
+    def say(text: str) -> None:
+        _worker["messages"].put((seed, placement, text))
+
+    result = run_arm(seed, placement, folder, say)
+    say("")
     return result
