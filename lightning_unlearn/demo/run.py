@@ -25,7 +25,7 @@ from lightning_unlearn.utilities.checks import check_positive_int, expected
 __all__ = ["run_demo"]
 
 _MARKER = "lightning-unlearn demo"
-_PIECES = 2 + len(CONTRIBUTORS) * (len(VARIANTS) + len(PLACEBOS) + 2)
+_PIECES = 1 + len(CONTRIBUTORS) * (len(VARIANTS) + len(PLACEBOS) + 2)
 
 
 def run_demo(output: Path, *, seeds: int = 3, workers: int = 2, console: Console | None = None) -> list[ArmResult]:
