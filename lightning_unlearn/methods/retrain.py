@@ -36,8 +36,8 @@ class Retrain(Procedure):
         module_factory: Builds the untrained module; by default the trained module with the store's initial weights.
         order: See above.
 
-    >>> Retrain().requires_factory
-    True
+    >>> Retrain()
+    Retrain(order='same')
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.RETAIN_DATA, Requirement.INITIAL_WEIGHTS})
@@ -53,15 +53,12 @@ class Retrain(Procedure):
         self._module_factory = module_factory
         self.order = check_choice("order", order, ("same", "fresh"))
 
-    @property
-    def requires_factory(self) -> bool:
-        """Whether the initial weights have to come from a store."""
-        return self._module_factory is None
-
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base; a `module_factory` stands in for the initial weights."""
         missing = super().missing(available)
-        return missing if self.requires_factory else [item for item in missing if item != Requirement.INITIAL_WEIGHTS]
+        if self._module_factory is None:
+            return missing
+        return [item for item in missing if item != Requirement.INITIAL_WEIGHTS]
 
     def run(self, context: ProcedureContext) -> LightningModule:
         """Train from scratch and return the module.

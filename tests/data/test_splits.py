@@ -135,11 +135,9 @@ def test_own_sampler_keeps_its_order():
     assert len(loader) == 5
 
 
-def test_custom_batches_are_thinned_for_retain_and_grouping_is_not_kept():
+def test_custom_batches_are_thinned_for_retain():
     thinned = [batch.tolist() for batch in subset_loader(loaders()["custom batch sampler"], RETAIN, part="retain")]
     assert thinned == [kept for batch in Pairs() if (kept := [i for i in batch if i in RETAIN])]
-    free = [batch.tolist() for batch in subset_loader(loaders()["grouped"], RETAIN, part="retain")]
-    assert free != [sorted(batch) for batch in free]
 
 
 def test_weights_follow_the_samples_and_are_ignored_for_forget():
