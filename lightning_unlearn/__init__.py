@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from lightning_unlearn.deltas.placebo import placebo_request
     from lightning_unlearn.deltas.plan import DeletionPlan
     from lightning_unlearn.deltas.request import DeletionRequest
-    from lightning_unlearn.deltas.store import DeltaStore
     from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain
     from lightning_unlearn.metrics import UnlearningMetrics, VerificationError
     from lightning_unlearn.modules.unlearning_module import UnlearningModule
     from lightning_unlearn.report import UnlearningReport
+    from lightning_unlearn.store.delta_store import DeltaStore
 
 _HOMES = {
     "Amnesiac": "methods",
@@ -32,7 +32,7 @@ _HOMES = {
     "DeletionPlan": "deltas.plan",
     "DeletionRequest": "deltas.request",
     "DeltaRecorder": "callbacks.delta_recorder",
-    "DeltaStore": "deltas.store",
+    "DeltaStore": "store.delta_store",
     "FineTune": "methods",
     "PartialAmnesiac": "methods",
     "Retrain": "methods",

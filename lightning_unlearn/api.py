@@ -14,7 +14,6 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.data.sample_ids import SampleKeys
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.methods.base import LossMethod, UnlearningMethod
 from lightning_unlearn.methods.registry import get_method
@@ -26,6 +25,7 @@ from lightning_unlearn.procedures.run import run_pass
 from lightning_unlearn.procedures.settings import BatchNormPolicy, PassSettings
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
 from lightning_unlearn.results import EvaluationResult
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, SampleId, Split
 from lightning_unlearn.utilities.checks import expected
 

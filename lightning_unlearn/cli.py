@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods import METHODS
+from lightning_unlearn.store.delta_store import DeltaStore
 
 __all__ = ["main"]
 

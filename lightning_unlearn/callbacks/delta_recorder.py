@@ -24,13 +24,13 @@ from lightning_unlearn.callbacks.recording_checks import (
 from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
-from lightning_unlearn.deltas.compression import check_compression
-from lightning_unlearn.deltas.lineage import RunKind
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import (
     StoreMismatchError,
     UnlearningWarning,
 )
+from lightning_unlearn.store.compression import check_compression
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.types import RecordingSettings, SampleId, StepStatus, ValueDtype
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected, shorten
 

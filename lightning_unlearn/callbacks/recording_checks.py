@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch.optim import Optimizer
 
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, OptimizerInfo, RecordingSettings, SampleId
 from lightning_unlearn.utilities.checks import check_fraction, expected, shorten
 

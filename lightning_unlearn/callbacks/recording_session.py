@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording, describe_optimizer
-from lightning_unlearn.deltas.joined_writer import JoinedWriter
-from lightning_unlearn.deltas.lineage import RunKind
-from lightning_unlearn.deltas.store import DeltaStore
-from lightning_unlearn.deltas.writer import StoreWriter
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.joined_writer import JoinedWriter
+from lightning_unlearn.store.lineage import RunKind
+from lightning_unlearn.store.writer import StoreWriter
 from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import on_rank_zero

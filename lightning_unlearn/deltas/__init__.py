@@ -1,1 +1,1 @@
-"""What is on disk, and what may be done with it: store, request, plan, ledger."""
+"""What may be done with recorded deltas: request, plan, sum, ledger, placebo."""

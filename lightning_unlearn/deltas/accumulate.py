@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from lightning_unlearn.deltas.lineage import Keep
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.functional.pruning import keep_of, kept_count, largest_entries
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import LayerDelta
 
 __all__ = ["accumulate", "prune"]

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from lightning_unlearn.deltas.accumulate import accumulate
-from lightning_unlearn.deltas.index import in_ranges
-from lightning_unlearn.deltas.lineage import Keep, LedgerEntry, Lineage
 from lightning_unlearn.deltas.plan import DeletionPlan
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.index import in_ranges
+from lightning_unlearn.store.lineage import Keep, LedgerEntry, Lineage
 from lightning_unlearn.types import ModelState, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import (

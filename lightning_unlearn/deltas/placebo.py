@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_unlearn.deltas.planner import recognise
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, UnlearningWarning
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_unlearn.deltas.judgement import Damage, Placement, PlanThresholds, Specificity
-from lightning_unlearn.deltas.lineage import Keep
-from lightning_unlearn.deltas.reader import REASONS
 from lightning_unlearn.deltas.requested import RequestedSamples
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError
+from lightning_unlearn.store.lineage import Keep
+from lightning_unlearn.store.reader import REASONS
 from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
 

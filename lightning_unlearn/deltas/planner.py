@@ -19,11 +19,11 @@ from lightning_unlearn.deltas.judgement import (
     recommend,
 )
 from lightning_unlearn.deltas.ledger import DeletionLedger
-from lightning_unlearn.deltas.lineage import Keep
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.requested import RequestedSamples
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.parameters import change_norm, weights_digest

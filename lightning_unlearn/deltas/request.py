@@ -8,11 +8,11 @@ from torch import nn
 
 from lightning_unlearn.deltas.judgement import PlanThresholds
 from lightning_unlearn.deltas.ledger import DeletionLedger
-from lightning_unlearn.deltas.lineage import Keep
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.planner import make_plan
 from lightning_unlearn.deltas.requested import RequestedSamples
-from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import Scale
 
 __all__ = ["DeletionRequest"]

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from lightning_unlearn.deltas.records import check_ids
 from lightning_unlearn.exceptions import DeletionRequestError
+from lightning_unlearn.store.records import check_ids
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning_unlearn.deltas.lineage import Lineage
-from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import Lineage
 
 __all__ = ["withdraw_pass"]
 

@@ -23,7 +23,6 @@ from lightning_unlearn.callbacks.leave_out import LeaveOut
 from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.plan import DeletionPlan
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.demo.digits import DigitsCNN, DigitsData
 from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.methods import (
@@ -39,6 +38,7 @@ from lightning_unlearn.procedures.compare import compare_models
 from lightning_unlearn.procedures.evaluate import evaluate
 from lightning_unlearn.procedures.outcome import UnlearningResult
 from lightning_unlearn.results import EvaluationResult
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Split
 
 __all__ = ["ARMS", "CONTRIBUTORS", "PLACEBOS", "VARIANTS", "ArmResult", "Placement", "Row", "run_arm"]

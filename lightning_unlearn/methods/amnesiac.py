@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lightning_unlearn.deltas.accumulate import accumulate
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Scale, WeightChange
 from lightning_unlearn.utilities.checks import check_choice, expected
 

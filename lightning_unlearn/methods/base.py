@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.plan import DeletionPlan
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Part, Scale, WeightChange
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 

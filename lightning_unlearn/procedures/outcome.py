@@ -11,8 +11,8 @@ from typing import Any
 from lightning import LightningModule
 
 from lightning_unlearn.deltas.plan import DeletionPlan
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.results import StageResult
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = ["UnlearningResult", "leftovers_of", "save_checkpoint"]

@@ -10,9 +10,9 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.methods.base import Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import weights_digest
 
 __all__ = ["available_requirements", "make_plan", "warn_of_plan"]

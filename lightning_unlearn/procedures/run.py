@@ -19,7 +19,6 @@ from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.deltas.withdraw import withdraw_pass
 from lightning_unlearn.exceptions import (
     LightningUnlearnError,
@@ -52,6 +51,7 @@ from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import process_rank
 from lightning_unlearn.utilities.modes import preserved_modes

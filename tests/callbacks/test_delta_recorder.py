@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingDeltaError, UnlearningWarning
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import OptimizerInfo, StepStatus
 from tests.helpers.models import FEATURES, BoringClassifier, IdDataset, loader, quiet_trainer
 from tests.helpers.replay import assert_leads_to, replayed, same_weights

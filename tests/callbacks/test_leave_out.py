@@ -7,8 +7,8 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.leave_out import LeaveOut
 from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.store.delta_store import DeltaStore
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 
 

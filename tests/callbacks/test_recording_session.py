@@ -11,8 +11,8 @@ from lightning import Callback
 from torch.utils.data import RandomSampler, Subset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 from tests.helpers.replay import assert_leads_to, same_weights

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, WeightedRandom
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
 from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.store.delta_store import DeltaStore
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 
 SUBJECTS = ["ann"] * 4 + ["bob"] * 6 + [None] * 30

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_unlearn.deltas.accumulate import accumulate
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingDeltaError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import LayerDelta, StepStatus
 from tests.helpers.stores import SIZES, Steps, make_store
 

@@ -12,8 +12,8 @@ from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.parameters import apply_change
 from tests.helpers.models import quiet_trainer

@@ -8,8 +8,8 @@ import torch
 
 from lightning_unlearn.deltas.plan import PlanThresholds
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import ModelState, OptimizerInfo, StepStatus
 from lightning_unlearn.utilities.parameters import parameter_norm, weights_digest
 from tests.deltas.test_accumulate import by_hand

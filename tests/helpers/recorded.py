@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
-from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.store.delta_store import DeltaStore
 from tests.helpers.models import quiet_trainer
 
 ROWS, TEST_ROWS, CLASSES, BATCH, EPOCHS = 64, 200, 3, 8, 3

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, LayerDelta, RecordingSettings, StepStatus
 from lightning_unlearn.utilities.parameters import float_buffers, model_signature
 

@@ -18,7 +18,6 @@ from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import (
     DeletionRequestError,
     MissingRequirementError,
@@ -28,6 +27,7 @@ from lightning_unlearn.exceptions import (
 )
 from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain, WeightEdit
 from lightning_unlearn.procedures.planning import warn_of_plan
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import BATCH, EPOCHS, XYClassifier, batches_of, datasets, loaders, record

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from lightning_unlearn.deltas.commits import CommitLog, rank_directory, read_commit
-from lightning_unlearn.deltas.documents import digest_of
-from lightning_unlearn.deltas.info import Damage, VerificationReport
-from lightning_unlearn.deltas.reader import load_segment
-from lightning_unlearn.deltas.rewrite import holds, purge_segment
-from lightning_unlearn.deltas.salvage import salvage_commit, salvage_segment, salvage_steps
-from lightning_unlearn.deltas.segment import Segment, SegmentRef
 from lightning_unlearn.exceptions import LightningUnlearnError
+from lightning_unlearn.store.commits import CommitLog, rank_directory, read_commit
+from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.store.info import Damage, VerificationReport
+from lightning_unlearn.store.reader import load_segment
+from lightning_unlearn.store.rewrite import holds, purge_segment
+from lightning_unlearn.store.salvage import salvage_commit, salvage_segment, salvage_steps
+from lightning_unlearn.store.segment import Segment, SegmentRef
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.deltas.documents import to_document
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import (
     MissingDeltaError,
     MissingRequirementError,
     StoreCorruptedError,
     StoreMismatchError,
 )
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.documents import to_document
 from lightning_unlearn.types import DataFingerprint, ModelState, OptimizerInfo, RecordingSettings, StepStatus
 from lightning_unlearn.utilities.parameters import model_signature, weights_digest
 from tests.helpers.stores import Plain, Steps, holds_step, make_store
@@ -94,7 +94,7 @@ def test_compression_without_its_package_is_refused_before_anything_is_written(u
 def test_another_format_version(tmp_path, name, monkeypatch):
     store = make_store(tmp_path / "s")
     body = json.loads((tmp_path / "s" / name).read_text())["body"]
-    monkeypatch.setattr("lightning_unlearn.deltas.documents.FORMAT_VERSION", 99)
+    monkeypatch.setattr("lightning_unlearn.store.documents.FORMAT_VERSION", 99)
     data = to_document(name.removesuffix(".json"), body)
     monkeypatch.undo()
     (tmp_path / "s" / name).write_bytes(data)

@@ -12,16 +12,16 @@ from filelock import FileLock
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lightning_unlearn.deltas import maintenance
-from lightning_unlearn.deltas.commits import rank_directory
-from lightning_unlearn.deltas.compression import check_compression
-from lightning_unlearn.deltas.documents import digest_of, to_document
-from lightning_unlearn.deltas.info import VerificationReport
-from lightning_unlearn.deltas.lineage import Lineage, Run, RunKind, lineage_to_dict
-from lightning_unlearn.deltas.records import check_ids
-from lightning_unlearn.deltas.view import INITIAL, LINEAGE, STORE, StoreView
-from lightning_unlearn.deltas.writer import SEGMENT_BYTES, StoreWriter
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store import maintenance
+from lightning_unlearn.store.commits import rank_directory
+from lightning_unlearn.store.compression import check_compression
+from lightning_unlearn.store.documents import digest_of, to_document
+from lightning_unlearn.store.info import VerificationReport
+from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
+from lightning_unlearn.store.records import check_ids
+from lightning_unlearn.store.view import INITIAL, LINEAGE, STORE, StoreView
+from lightning_unlearn.store.writer import SEGMENT_BYTES, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
     ModelSignature,

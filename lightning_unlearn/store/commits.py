@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lightning_unlearn.deltas.documents import from_document, to_document
-from lightning_unlearn.deltas.segment import SegmentRef
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.store.documents import from_document, to_document
+from lightning_unlearn.store.segment import SegmentRef
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 

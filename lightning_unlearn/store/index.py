@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_unlearn.deltas.segment import Segment
+from lightning_unlearn.store.segment import Segment
 from lightning_unlearn.types import SampleId
 
 __all__ = ["Ranges", "StepIndex", "in_ranges"]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unlearn.deltas.codec import decode_layer, encode_layer
+from lightning_unlearn.store.codec import decode_layer, encode_layer
 from lightning_unlearn.types import IndexCodec, LayerDelta
 
 TINY = 2.0**-149

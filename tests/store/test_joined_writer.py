@@ -2,9 +2,9 @@
 
 import pytest
 
-from lightning_unlearn.deltas.joined_writer import JoinedWriter
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.joined_writer import JoinedWriter
 from lightning_unlearn.types import StepStatus
 from tests.helpers.stores import Steps, make_store
 

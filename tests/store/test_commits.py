@@ -2,10 +2,10 @@ import uuid
 
 import pytest
 
-from lightning_unlearn.deltas.commits import Commit, CommitLog, commit_numbers, read_commit
-from lightning_unlearn.deltas.documents import to_document
-from lightning_unlearn.deltas.segment import SegmentRef
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.store.commits import Commit, CommitLog, commit_numbers, read_commit
+from lightning_unlearn.store.documents import to_document
+from lightning_unlearn.store.segment import SegmentRef
 from lightning_unlearn.utilities.files import Files
 
 REFS = (SegmentRef("segment-a", 0, 3, 10, 5, "d"), SegmentRef("segment-b", 3, 4, 10, 5, "e"))

@@ -4,8 +4,8 @@ import uuid
 import pytest
 import torch
 
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError, UnlearningWarning
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import LayerDelta, StepStatus
 from tests.helpers.stores import Killed, Killer, Steps, holds_step, make_store
 

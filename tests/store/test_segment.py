@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lightning_unlearn.deltas.records import encode_step
-from lightning_unlearn.deltas.segment import Segment, build_segment
+from lightning_unlearn.store.records import encode_step
+from lightning_unlearn.store.segment import Segment, build_segment
 from lightning_unlearn.types import StepStatus
 
 IDS = [(1, 2, 2), (), (5, -(2**31)), (3,)]

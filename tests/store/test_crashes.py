@@ -8,7 +8,7 @@ import torch
 
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.deltas.store import DeltaStore
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import ModelState, StepStatus
 from lightning_unlearn.utilities.parameters import parameter_norm, weights_digest
 from tests.helpers.stores import Killed, Killer, Plain, Steps, holds_step, make_store, same_deltas

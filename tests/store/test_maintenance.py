@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from lightning_unlearn.deltas.reader import load_segment
-from lightning_unlearn.deltas.store import DeltaStore
 from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.reader import load_segment
 from lightning_unlearn.types import StepStatus
 from tests.helpers.stores import Steps, holds_step, make_store
 

@@ -9,15 +9,15 @@ import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from lightning_unlearn.deltas.documents import digest_of, from_document
-from lightning_unlearn.deltas.index import Ranges, in_ranges
-from lightning_unlearn.deltas.info import StoreInfo
-from lightning_unlearn.deltas.lineage import Lineage, lineage_from_dict
-from lightning_unlearn.deltas.maintenance import total_bytes
-from lightning_unlearn.deltas.reader import StoreReader
-from lightning_unlearn.deltas.records import UNKNOWN_OPTIMIZER, check_ids
-from lightning_unlearn.deltas.rewrite import corrupted
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.store.documents import digest_of, from_document
+from lightning_unlearn.store.index import Ranges, in_ranges
+from lightning_unlearn.store.info import StoreInfo
+from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
+from lightning_unlearn.store.maintenance import total_bytes
+from lightning_unlearn.store.reader import StoreReader
+from lightning_unlearn.store.records import UNKNOWN_OPTIMIZER, check_ids
+from lightning_unlearn.store.rewrite import corrupted
 from lightning_unlearn.types import (
     DataFingerprint,
     LayerDelta,

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_unlearn.deltas.compression import Compression
-from lightning_unlearn.deltas.documents import FORMAT_VERSION, digest_of
-from lightning_unlearn.deltas.records import ENTRY, EncodedStep, Ids, IdTable, record_crc
+from lightning_unlearn.store.compression import Compression
+from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of
+from lightning_unlearn.store.records import ENTRY, EncodedStep, Ids, IdTable, record_crc
 from lightning_unlearn.types import SampleId, StepStatus
 
 __all__ = ["Segment", "SegmentRef", "build_segment", "read_header"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.deltas.codec import encode_layer
-from lightning_unlearn.deltas.compression import check_compression, join_payload, split_payload
 from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.store.codec import encode_layer
+from lightning_unlearn.store.compression import check_compression, join_payload, split_payload
 from lightning_unlearn.types import LayerDelta
 
 NUMEL = 40_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_unlearn.deltas.lineage import LedgerEntry, Run
+from lightning_unlearn.store.lineage import LedgerEntry, Run
 from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import shorten
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unlearn.deltas.index import StepIndex, in_ranges
-from lightning_unlearn.deltas.records import encode_step
-from lightning_unlearn.deltas.segment import Segment, build_segment
+from lightning_unlearn.store.index import StepIndex, in_ranges
+from lightning_unlearn.store.records import encode_step
+from lightning_unlearn.store.segment import Segment, build_segment
 from lightning_unlearn.types import StepStatus
 
 IDS = st.one_of(st.integers(0, 12), st.sampled_from(["a", "b", "7"]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import bisect
 from functools import cached_property
 
-from lightning_unlearn.deltas.commits import Commit, rank_directory, read_commit
-from lightning_unlearn.deltas.documents import digest_of
-from lightning_unlearn.deltas.index import StepIndex
-from lightning_unlearn.deltas.records import decode_step
-from lightning_unlearn.deltas.rewrite import corrupted
-from lightning_unlearn.deltas.segment import Segment, SegmentRef
 from lightning_unlearn.exceptions import MissingDeltaError
+from lightning_unlearn.store.commits import Commit, rank_directory, read_commit
+from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.store.index import StepIndex
+from lightning_unlearn.store.records import decode_step
+from lightning_unlearn.store.rewrite import corrupted
+from lightning_unlearn.store.segment import Segment, SegmentRef
 from lightning_unlearn.types import LayerDelta, ModelSignature, SampleId, StepRecord, StepStatus
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from lightning_unlearn.deltas.lineage import LedgerEntry, Lineage, Run, lineage_from_dict, lineage_to_dict
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.lineage import LedgerEntry, Lineage, Run, lineage_from_dict, lineage_to_dict
 from lightning_unlearn.types import ModelState, OptimizerInfo
 
 START = ModelState("d0", (), (), 0.0, 1.0)

@@ -92,6 +92,6 @@ def test_the_checksums_are_those_of_the_page(tmp_path, reader):
 
 
 def test_the_version_on_the_page():
-    from lightning_unlearn.deltas.documents import FORMAT_VERSION
+    from lightning_unlearn.store.documents import FORMAT_VERSION
 
     assert PAGE.read_text().startswith(f"# Store format, version {FORMAT_VERSION}\n")

@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from lightning_unlearn.deltas.commits import CommitLog
-from lightning_unlearn.deltas.compression import Compression
-from lightning_unlearn.deltas.records import ENTRY, EncodedStep
-from lightning_unlearn.deltas.segment import Segment, SegmentRef, build_segment
 from lightning_unlearn.exceptions import StoreCorruptedError
+from lightning_unlearn.store.commits import CommitLog
+from lightning_unlearn.store.compression import Compression
+from lightning_unlearn.store.records import ENTRY, EncodedStep
+from lightning_unlearn.store.segment import Segment, SegmentRef, build_segment
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.files import Files
 

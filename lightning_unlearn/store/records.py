@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_unlearn.deltas.codec import VALUE_CODES, EncodedLayer, decode_layer
-from lightning_unlearn.deltas.compression import Compression, join_payload, split_payload
+from lightning_unlearn.store.codec import VALUE_CODES, EncodedLayer, decode_layer
+from lightning_unlearn.store.compression import Compression, join_payload, split_payload
 from lightning_unlearn.types import IndexCodec, LayerDelta, ModelSignature, SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from lightning_unlearn.deltas.codec import Bytes, EncodedLayer
 from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.store.codec import Bytes, EncodedLayer
 from lightning_unlearn.types import IndexCodec
 from lightning_unlearn.utilities.checks import expected
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_unlearn.deltas.store import DeltaStore
-from lightning_unlearn.deltas.writer import StoreWriter
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.writer import StoreWriter
 from lightning_unlearn.types import LayerDelta, SampleId, StepStatus
 
 __all__ = ["JoinedWriter"]

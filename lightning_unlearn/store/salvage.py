@@ -6,11 +6,11 @@ import struct
 
 import numpy as np
 
-from lightning_unlearn.deltas.commits import Commit, CommitLog, commit_numbers, rank_directory
-from lightning_unlearn.deltas.documents import digest_of
-from lightning_unlearn.deltas.records import ENTRY, UNKNOWN_OPTIMIZER, EncodedStep
-from lightning_unlearn.deltas.rewrite import drop_delta, write_segment
-from lightning_unlearn.deltas.segment import Segment, SegmentRef, read_header
+from lightning_unlearn.store.commits import Commit, CommitLog, commit_numbers, rank_directory
+from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.store.records import ENTRY, UNKNOWN_OPTIMIZER, EncodedStep
+from lightning_unlearn.store.rewrite import drop_delta, write_segment
+from lightning_unlearn.store.segment import Segment, SegmentRef, read_header
 from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.files import Files
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from lightning_unlearn.deltas.documents import FORMAT_VERSION, from_document, to_document
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.store.documents import FORMAT_VERSION, from_document, to_document
 
 BODY = {"text": "grün", "number": 0.1, "list": [[1, 2]], "none": None}
 

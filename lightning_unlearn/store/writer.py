@@ -12,13 +12,13 @@ from typing import Self
 
 import torch
 
-from lightning_unlearn.deltas.codec import EncodedLayer, encode_layer
-from lightning_unlearn.deltas.commits import CommitLog
-from lightning_unlearn.deltas.compression import check_compression
-from lightning_unlearn.deltas.records import EncodedStep, check_ids, encode_step
-from lightning_unlearn.deltas.rewrite import slice_segment
-from lightning_unlearn.deltas.segment import build_segment
 from lightning_unlearn.exceptions import LightningUnlearnError, UnlearningWarning
+from lightning_unlearn.store.codec import EncodedLayer, encode_layer
+from lightning_unlearn.store.commits import CommitLog
+from lightning_unlearn.store.compression import check_compression
+from lightning_unlearn.store.records import EncodedStep, check_ids, encode_step
+from lightning_unlearn.store.rewrite import slice_segment
+from lightning_unlearn.store.segment import build_segment
 from lightning_unlearn.types import LayerDelta, ModelSignature, RecordingSettings, SampleId, StepStatus
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 from lightning_unlearn.utilities.files import Files

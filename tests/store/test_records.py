@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unlearn.deltas.records import EncodedStep, IdTable, check_ids, encode_step, record_crc
+from lightning_unlearn.store.records import EncodedStep, IdTable, check_ids, encode_step, record_crc
 from lightning_unlearn.types import StepStatus
 
 IDS = st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=8))

@@ -1,0 +1,1 @@
+"""What is on disk: the format of segments, documents and commits, writing, reading and repairing them."""
