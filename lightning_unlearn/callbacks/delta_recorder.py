@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from warnings import warn
 
 from lightning import Callback, LightningModule, Trainer
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
-from lightning_unlearn.callbacks.recording_checks import (
-    DEFAULT_KEEP,
-    check_optimizers,
-    check_strategy,
-    check_watch,
-    keep_settings,
-)
-from lightning_unlearn.callbacks.recording_session import RecordingSession
+from lightning_unlearn.callbacks.recording_checks import check_optimizers, check_resumable, check_strategy, check_watch
+from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_settings
+from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
+from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
-from lightning_unlearn.exceptions import (
-    StoreMismatchError,
-    UnlearningWarning,
-)
+from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import RunKind
-from lightning_unlearn.types import RecordingSettings, SampleId, StepStatus, ValueDtype
-from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected, shorten
+from lightning_unlearn.types import RecordingSettings, SampleId, ValueDtype
+from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
+from lightning_unlearn.utilities.distributed import on_rank_zero
 
 __all__ = ["DeltaRecorder"]
 
@@ -60,10 +51,12 @@ class DeltaRecorder(Callback):
         store: Directory (or fsspec URL) of the store. A new one is created; an existing one must know the weights
             that training starts from, and is continued.
         keep: Fraction of every layer to keep, in (0, 1], or patterns of layer names (`fnmatch`, first match wins) ->
-            fractions; a final `"*"` stands for all other layers, which otherwise keep 0.1.
+            fractions; a final `"*"` stands for all other layers, which otherwise keep 0.1. Left open it is 0.1, or 1.0
+            where less than 5 % of the parameters are trainable (adapters such as LoRA).
         criterion: `"magnitude"`, or `"random"` as a control.
         scope: `"layer"`, or `"global"`: one threshold over all layers of a step.
-        value_dtype: How values are written; `"scaled_float16"` has a scale per layer.
+        value_dtype: How values are written; `"scaled_float16"` has a scale per layer. Left open it is that, or
+            `"float32"` where less than 5 % of the parameters are trainable.
         compression: `"zstd"` or `None`.
         sample_id: Key of the batch that holds its ids, or a function of the batch. By default an id is the position
             in the underlying dataset.
@@ -90,11 +83,11 @@ class DeltaRecorder(Callback):
     def __init__(
         self,
         store: str | os.PathLike[str],
-        keep: float | Mapping[str, float] = DEFAULT_KEEP,
+        keep: float | Mapping[str, float] | None = None,
         *,
         criterion: Literal["magnitude", "random"] = "magnitude",
         scope: Literal["layer", "global"] = "layer",
-        value_dtype: ValueDtype = "scaled_float16",
+        value_dtype: ValueDtype | None = None,
         compression: Literal["zstd"] | None = None,
         sample_id: str | Callable[[Any], Sequence[SampleId]] | None = None,
         sample_keys: SampleKeys | None = None,
@@ -107,17 +100,16 @@ class DeltaRecorder(Callback):
         kind: RunKind = "fit",
     ) -> None:
         super().__init__()
-        fraction, overrides = keep_settings(keep, check_choice("scope", scope, ("layer", "global")))
-        self._settings = RecordingSettings(
-            keep=fraction,
-            keep_overrides=overrides,
+        self._requested = RequestedSettings.of(
+            keep,
+            None if value_dtype is None else check_choice("value_dtype", value_dtype, get_args(ValueDtype)),
+            scope=check_choice("scope", scope, ("layer", "global")),
             criterion=check_choice("criterion", criterion, ("magnitude", "random")),
-            scope=scope,
-            value_dtype=check_choice("value_dtype", value_dtype, ("float32", "bfloat16", "scaled_float16")),
             compression=check_choice("compression", compression, (None, "zstd")),
             watched=watch is not None,
             buffers=check_choice("buffers", buffers, ("ignore", "record")),
         )
+        self._settings = self._requested.base
         check_compression(compression)
         if watch is not None and (isinstance(watch, str | bytes) or not len(watch)):
             raise ValueError(expected("watch", "a non-empty collection of sample ids, or None", watch))
@@ -128,19 +120,10 @@ class DeltaRecorder(Callback):
         self._seed = check_positive_int("seed", seed, zero=True)
         self._kind: RunKind = check_choice("kind", kind, ("fit", "repair"))
         self._identity = BatchIdentity(sample_id, sample_keys, digest=data_digest)
-        self._handles: list[RemovableHandle] = []
-        self._session: RecordingSession | None = None
-        self._capture: DeltaCapture | None = None
-        self._module: nn.Module | None = None
-        self._trainer: Trainer | None = None
-        self._pending: list[list[SampleId]] = []
-        self._current: list[SampleId] = []
-        self._last_step = 0.0
+        self._recording: StepRecording | None = None
         self._saved: dict[str, Any] = {}
         self._resume: dict[str, Any] | None = None
         self._foreign = False
-        self._failed = False
-        self._warned = False
 
     @classmethod
     def like(
@@ -172,7 +155,7 @@ class DeltaRecorder(Callback):
 
     @property
     def settings(self) -> RecordingSettings:
-        """What is recorded and how."""
+        """What is recorded and how; where that was left open, what it is in the current or latest fit."""
         return self._settings
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -202,15 +185,12 @@ class DeltaRecorder(Callback):
         self._resume, self._foreign = None, False
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if foreign:
-            remedy = "Steps before it are not in a store: resume without the recorder, or train from the start."
-            raise StoreMismatchError(
-                expected("ckpt_path", "a checkpoint written while recording", "one without a recording", remedy)
-            )
-        module = self._module = getattr(pl_module, "recorded_module", pl_module)
+        check_resumable(foreign)
+        module = getattr(pl_module, "recorded_module", pl_module)
         check_watch(self._watch, self._identity.known_ids)
         check_optimizers(trainer.optimizers)
-        capture = self._capture = DeltaCapture(
+        self._settings = self._settle(trainer, module)
+        capture = DeltaCapture(
             module,
             self._settings,
             rank=trainer.global_rank,
@@ -219,7 +199,7 @@ class DeltaRecorder(Callback):
             share=not self._background,
         )
         complete = [capture.watch(optimizer) for optimizer in trainer.optimizers]
-        self._session = RecordingSession.open(
+        session = RecordingSession.open(
             trainer,
             module,
             self._url,
@@ -238,38 +218,41 @@ class DeltaRecorder(Callback):
                 UnlearningWarning,
                 stacklevel=2,
             )
-        self._trainer, self._failed, self._warned, self._saved = trainer, False, False, {}
-        self._pending, self._current = [[] for _ in trainer.optimizers], []
-        self._last_step = time.perf_counter()
-        for number, optimizer in enumerate(trainer.optimizers):
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step(number)))
+        self._saved = {}
+        self._recording = StepRecording(trainer, module, capture, session, self._identity, watch=self._watch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note who is in the batch."""
-        self._current = self._identity.batch_ids(batch)
-        for pending in self._pending:
-            pending.extend(self._current)
+        if self._recording is None:
+            self._identity.batch_ids(batch)
+        else:
+            self._recording.note_batch(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the weights known, also for checkpoints that hold nothing else."""
-        self._identity.end_epoch()
-        self._save_state()
+        if self._recording is None:
+            self._identity.end_epoch()
+        else:
+            self._recording.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish the last steps and make the final weights known."""
-        self._save_state()
+        if self._recording is not None:
+            self._recording.save_state()
 
     def state_dict(self) -> dict[str, Any]:
         """Publish what was recorded so far; a run resumed from this checkpoint continues exactly here."""
-        self._save_state()
+        if self._recording is not None:
+            self._recording.save_state()
+            self._saved = self._recording.saved
         return dict(self._saved)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what is sound, and leave nothing behind."""
         try:
             # Other ranks may not get here, so nothing waits for them.
-            self._save_state(collective=False)
+            if self._recording is not None:
+                self._recording.save_state(collective=False)
         finally:
             self._uninstall()
 
@@ -278,69 +261,22 @@ class DeltaRecorder(Callback):
         if stage == "fit":
             self._uninstall()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._capture is not None:
-            self._capture.watch(optimizer)
-
-    def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
-        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            try:
-                self._record(number, optimizer)
-            except BaseException:
-                # The weights have moved and the store has not: nothing may claim that they belong together.
-                self._failed = True
-                raise
-
-        return hook
-
-    def _record(self, number: int, optimizer: Optimizer) -> None:
-        session, capture, trainer = self._session, self._capture, self._trainer
-        if session is None or capture is None or trainer is None:
-            return
-        # A second step on the same batch belongs to that batch as well.
-        ids, self._pending[number] = self._pending[number] or self._current, []
-        now = time.perf_counter()
-        seconds, self._last_step = now - self._last_step, now
-        deltas, status = None, StepStatus.UNWATCHED
-        watched = self._watch is None or not self._watch.isdisjoint(ids)
-        if self._watch is not None:
-            watched = trainer.strategy.reduce_boolean_decision(watched, all=False)
-        if watched:
-            deltas, status = capture.changes(optimizer, session.writer.n_steps), StepStatus.STORED
-        else:
-            capture.skip(optimizer)
-        session.writer.append(
-            optimizer=number, sample_ids=ids, batch_size=len(ids), seconds=seconds, deltas=deltas, status=status
+    def _settle(self, trainer: Trainer, module: Any) -> RecordingSettings:
+        if not self._requested.is_open:
+            return self._requested.base
+        share = trainable_share(module)
+        settings = self._requested.resolve(
+            share, on_rank_zero(trainer.strategy, lambda: recorded_settings(self._url, module))
         )
-
-    def _save_state(self, *, collective: bool = True) -> None:
-        session, capture, module = self._session, self._capture, self._module
-        if session is None or capture is None or module is None:
-            return
-        if self._failed:
-            self._saved = {}
-            return
-        drifted = capture.drifted()
-        if drifted and not self._warned:
-            self._warned = True
-            warn(
-                f"Something other than an optimizer changed {shorten(drifted)} after the last step (weight averaging, "
-                "or an edit in a hook): that change is not recorded, and subtraction will not undo it.",
-                UnlearningWarning,
-                stacklevel=3,
-            )
-        try:
-            self._saved = session.state(module, collective=collective)
-        except BaseException:
-            self._failed, self._saved = True, {}
-            raise
+        rank_zero_info(
+            f"DeltaRecorder keeps {settings.keep:.0%} of each layer as {settings.value_dtype}: {share:.1%} of the "
+            "parameters are trainable. Pass `keep` and `value_dtype` to choose otherwise."
+        )
+        return settings
 
     def _uninstall(self) -> None:
         self._identity.uninstall()
-        for handle in self._handles:
-            handle.remove()
-        session, self._session = self._session, None
-        self._handles, self._capture, self._module, self._trainer = [], None, None, None
-        self._pending, self._current = [], []
-        if session is not None:
-            session.writer.abandon()
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            self._saved = recording.saved
+            recording.close()

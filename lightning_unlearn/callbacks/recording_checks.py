@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,45 +12,20 @@ from torch.optim import Optimizer
 from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, OptimizerInfo, RecordingSettings, SampleId
-from lightning_unlearn.utilities.checks import check_fraction, expected, shorten
+from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = [
-    "DEFAULT_KEEP",
     "NEW_STORE",
     "check_data",
     "check_optimizers",
     "check_recording",
+    "check_resumable",
     "check_strategy",
     "check_watch",
     "describe_optimizer",
-    "keep_settings",
 ]
 
 NEW_STORE = "Record into a new directory."
-
-DEFAULT_KEEP = 0.1
-"""Fraction of each layer that is kept unless told otherwise: what forgetting needs, at a seventh of the damage."""
-
-
-def keep_settings(keep: float | Mapping[str, float], scope: str) -> tuple[float, dict[str, float]]:
-    """A fraction and overrides; a pattern `"*"` at the end is the fraction for all other layers.
-
-    Raises:
-        ValueError: a fraction is out of range, patterns do not fit the scope, or one can never match.
-
-    >>> keep_settings({"*.bias": 1.0, "*": 0.2}, "layer")
-    (0.2, {'*.bias': 1.0})
-    """
-    if not isinstance(keep, Mapping):
-        return check_fraction("keep", keep), {}
-    if not keep or not all(isinstance(pattern, str) for pattern in keep):
-        raise ValueError(expected("keep", "a fraction, or a mapping from patterns of layer names to fractions", keep))
-    if scope == "global":
-        raise ValueError(expected("keep", "one fraction where scope='global'", dict(keep), "Use scope='layer'."))
-    overrides = {pattern: check_fraction(f"keep[{pattern!r}]", value) for pattern, value in keep.items()}
-    if "*" in overrides and next(reversed(overrides)) != "*":
-        raise ValueError(expected("keep", "a mapping with '*' last, as the first match wins", dict(keep)))
-    return overrides.pop("*", DEFAULT_KEEP), overrides
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -67,6 +42,19 @@ def check_strategy(strategy: Strategy) -> None:
         remedy = "Every process must hold the same weights after every step."
         got = "model_averaging_period"
         raise UnsupportedStrategyError(expected("strategy", "DDP without averaging of models", got, remedy))
+
+
+def check_resumable(foreign: bool) -> None:
+    """Refuse to go on from a checkpoint that was not written while recording.
+
+    Raises:
+        StoreMismatchError: `foreign` says that it was not.
+    """
+    if foreign:
+        remedy = "Steps before it are not in a store: resume without the recorder, or train from the start."
+        raise StoreMismatchError(
+            expected("ckpt_path", "a checkpoint written while recording", "one without a recording", remedy)
+        )
 
 
 def check_optimizers(optimizers: Sequence[Any]) -> None:

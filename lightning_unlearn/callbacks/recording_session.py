@@ -28,7 +28,7 @@ from lightning_unlearn.utilities.parameters import (
     weights_digest,
 )
 
-__all__ = ["RecordingSession"]
+__all__ = ["RecordingSession", "recorded_settings"]
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -187,6 +187,18 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
+
+
+def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> RecordingSettings | None:
+    """Settings of the store that a run with these weights would continue, `None` where it begins one.
+
+    Raises:
+        StoreCorruptedError: the store is damaged.
+    """
+    if not DeltaStore.exists(url):
+        return None
+    store = DeltaStore.open(url)
+    return None if _is_left_over(store, module) else store.settings
 
 
 def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) -> _Origin:

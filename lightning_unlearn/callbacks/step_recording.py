@@ -1,0 +1,143 @@
+"""One fit under way: what happens between the first and the last optimizer step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+from warnings import warn
+
+from lightning import Trainer
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
+from lightning_unlearn.callbacks.delta_capture import DeltaCapture
+from lightning_unlearn.callbacks.pending_ids import PendingIds
+from lightning_unlearn.callbacks.recording_session import RecordingSession
+from lightning_unlearn.data.sample_ids import BatchIdentity
+from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.utilities.checks import shorten
+
+__all__ = ["StepRecording"]
+
+
+class StepRecording:
+    """Listens to the optimizers of one fit, and appends each of their steps to the store.
+
+    Made once everything has been checked and the store is open; `close` gives everything back.
+
+    Args:
+        trainer: The Trainer.
+        module: The module that is recorded.
+        capture: What a step changed.
+        session: Where it goes.
+        identity: Who was in the batches.
+        watch: Ids whose steps are stored with their delta; `None` for all steps.
+
+    Attributes:
+        saved: `RecordingSession.state` as of the last `save_state`; empty after a step could not be recorded.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: nn.Module,
+        capture: DeltaCapture,
+        session: RecordingSession,
+        identity: BatchIdentity,
+        *,
+        watch: Collection[SampleId] | None,
+    ) -> None:
+        self.saved: dict[str, Any] = {}
+        self._trainer = trainer
+        self._module = module
+        self._capture = capture
+        self._session = session
+        self._identity = identity
+        self._watch = None if watch is None else frozenset(watch)
+        self._pending = PendingIds(len(trainer.optimizers))
+        self._failed = False
+        self._warned = False
+        self._last_step = time.perf_counter()
+        self._handles: list[RemovableHandle] = []
+        for number, optimizer in enumerate(trainer.optimizers):
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step(number)))
+        self._stop_listening = listen_to_checkpoints(trainer.strategy, self._before_checkpoint)
+
+    def note_batch(self, batch: Any) -> None:
+        """A batch is about to be trained on."""
+        self._pending.add(self._identity.batch_ids(batch))
+
+    def end_epoch(self) -> None:
+        """An epoch is over: make its weights known, also for checkpoints that hold nothing else."""
+        self._identity.end_epoch()
+        self.save_state()
+
+    def save_state(self, *, collective: bool = True) -> None:
+        """Publish what was recorded so far and make the weights at hand known; see `RecordingSession.state`."""
+        if self._failed:
+            self.saved = {}
+            return
+        drifted = self._capture.drifted()
+        if drifted and not self._warned:
+            self._warned = True
+            warn(
+                f"Something other than an optimizer changed {shorten(drifted)} after the last step (weight averaging, "
+                "or an edit in a hook): that change is not recorded, and subtraction will not undo it.",
+                UnlearningWarning,
+                stacklevel=3,
+            )
+        try:
+            self.saved = self._session.state(self._module, collective=collective)
+        except BaseException:
+            self._failed, self.saved = True, {}
+            raise
+
+    def close(self) -> None:
+        """Leave optimizers, strategy and store as they were; what was not published is given up."""
+        for handle in self._handles:
+            handle.remove()
+        self._stop_listening()
+        self._handles = []
+        self._session.writer.abandon()
+
+    def _before_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        # A checkpoint with callbacks in it has asked for the recorder's state already.
+        if "callbacks" not in checkpoint:
+            self.save_state()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._capture.watch(optimizer)
+
+    def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            try:
+                self._record(number, optimizer)
+            except BaseException:
+                # The weights have moved and the store has not: nothing may claim that they belong together.
+                self._failed = True
+                raise
+
+        return hook
+
+    def _record(self, number: int, optimizer: Optimizer) -> None:
+        ids = self._pending.take(number)
+        now = time.perf_counter()
+        seconds, self._last_step = now - self._last_step, now
+        deltas, status = None, StepStatus.UNWATCHED
+        if self._is_watched(ids):
+            deltas, status = self._capture.changes(optimizer, self._session.writer.n_steps), StepStatus.STORED
+        else:
+            self._capture.skip(optimizer)
+        self._session.writer.append(
+            optimizer=number, sample_ids=ids, batch_size=len(ids), seconds=seconds, deltas=deltas, status=status
+        )
+
+    def _is_watched(self, ids: Collection[SampleId]) -> bool:
+        if self._watch is None:
+            return True
+        return self._trainer.strategy.reduce_boolean_decision(not self._watch.isdisjoint(ids), all=False)
