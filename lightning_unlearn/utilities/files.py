@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from lightning_unlearn.utilities.file_views import FileView, MappedFile, RangedFile, Raw
+
 __all__ = ["TEMPORARY_PREFIX", "Chunks", "Files"]
 
-Chunks: TypeAlias = bytes | Sequence[bytes]
+Chunks: TypeAlias = bytes | Sequence[Raw]
 """The content of one file; in pieces where joining them would cost a copy."""
 
 TEMPORARY_PREFIX = ".tmp-"
 """How the names of files begin that were not published (yet); whoever owns the directory may remove them."""
 
 
-def _write_synced(path: str, chunks: Sequence[bytes], mode: int) -> None:
+def _write_synced(path: str, chunks: Sequence[Raw], mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as stream:
         stream.writelines(chunks)
@@ -115,6 +118,20 @@ class Files:
         with open(self.path(name), "rb") as stream:
             stream.seek(start)
             return stream.read() if stop is None else stream.read(stop - start)
+
+    def view(self, name: str) -> FileView:
+        """A file that never changes, for reading parts of it: mapped where it is local, range by range elsewhere.
+
+        >>> files = Files("memory://doc-view"); files.publish("a", b"hello")
+        >>> files.view("a").read(1, 3)
+        b'el'
+
+        Raises:
+            FileNotFoundError: there is no such file (elsewhere than on a local disk the first read says so).
+        """
+        if self.is_local:
+            return MappedFile(self.path(name))
+        return RangedFile(name, partial(self.read, name))
 
     def publish(self, name: str, data: Chunks, *, exclusive: bool = False, mode: int = 0o666) -> None:
         """Make `data` the content of `name`, wholly or not at all.
