@@ -38,11 +38,11 @@ def test_store_verify(tmp_path, capsys):
     capsys.readouterr()
     main(["store", "verify", recorded.url])
     assert "nothing damaged" in capsys.readouterr().out
-    lineage = tmp_path / "store" / "lineage.json"
+    lineage = tmp_path / "store" / recorded.store.lineage_file
     lineage.write_bytes(lineage.read_bytes()[:-10])
     with pytest.raises(SystemExit, match="1"):  # what a repair cannot bring back is no success
         main(["store", "verify", recorded.url, "--repair", "true"])
-    assert "cannot be repaired" in capsys.readouterr().out.replace("\n", " ")
+    assert "cannot be repaired" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_error_is_shown_as_it_is(tmp_path, capsys):

@@ -6,13 +6,14 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 
 from filelock import FileLock
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
 from lightning_unlearn.store import maintenance
 from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
@@ -20,7 +21,7 @@ from lightning_unlearn.store.documents import digest_of, to_document
 from lightning_unlearn.store.info import VerificationReport
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
 from lightning_unlearn.store.records import check_ids
-from lightning_unlearn.store.view import INITIAL, LINEAGE, STORE, StoreView
+from lightning_unlearn.store.view import LINEAGE, STORE, StoreView
 from lightning_unlearn.store.writer import SEGMENT_BYTES, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
@@ -57,9 +58,12 @@ class DeltaStore(StoreView):
         settings: RecordingSettings,
         data: DataFingerprint,
         initial: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor] | None = None,
         world_size: int = 1,
     ) -> DeltaStore:
         """Make a new, empty store.
+
+        Of two processes that do it at once one succeeds, and the other is told; nothing of its own stays.
 
         Args:
             url: Local path or fsspec URL, where no store is yet.
@@ -67,6 +71,7 @@ class DeltaStore(StoreView):
             settings: How deltas will be selected and written.
             data: What is known of the dataset.
             initial: Parameters and float buffers at the start, by name.
+            frozen: Parameters that will not change: a digest is kept and not their values. See `add_initial`.
             world_size: Number of ranks that will write.
 
         Raises:
@@ -81,28 +86,65 @@ class DeltaStore(StoreView):
                 expected("url", "a place without a store", files.url, "Open it, or choose another place.")
             )
         shapes = {layer.name: layer.shape for layer in signature.layers}
-        if {name: tuple(tensor.shape) for name, tensor in initial.items()} != shapes:
-            raise StoreMismatchError(expected("initial", "the tensors of the signature", shorten(initial)))
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in initial.items()}
-        weights = save_tensors(tensors)
-        parameters = {layer.name: tensors[layer.name] for layer in signature.layers if layer.kind == "parameter"}
+        everything = {**initial, **(frozen or {})}
+        if {name: tuple(tensor.shape) for name, tensor in everything.items()} != shapes:
+            raise StoreMismatchError(expected("initial", "the tensors of the signature", shorten(everything)))
+        weights = _to_bytes({name: initial[name] for name in initial if name not in (frozen or {})})
+        parameters = {layer.name: everything[layer.name] for layer in signature.layers if layer.kind == "parameter"}
+        # Names of its own for each attempt: whoever comes second to `store.json` has overwritten nothing.
+        store_id = uuid.uuid4().hex
+        initial_file, lineage_file = f"initial-{store_id[:12]}.safetensors", f"lineage-{store_id[:12]}.json"
         body = {
-            "store_id": uuid.uuid4().hex,
+            "store_id": store_id,
             "world_size": world_size,
             "signature": [asdict(layer) for layer in signature.layers],
             "settings": asdict(settings),
             "data": asdict(data),
             "initial": digest_of(weights),
+            "initial_file": initial_file,
+            "lineage_file": lineage_file,
+            "frozen": {name: tensors_digest({name: tensor}) for name, tensor in (frozen or {}).items()},
         }
         state = ModelState(tensors_digest(parameters), (), (), 0.0, change_norm(parameters))
-        lineage = {"store_id": body["store_id"], **lineage_to_dict(Lineage(states=(state,)))}
-        files.publish(INITIAL, weights)
-        files.publish(LINEAGE, to_document("lineage", lineage))
+        lineage = {"store_id": store_id, **lineage_to_dict(Lineage(states=(state,)))}
+        files.publish(initial_file, weights)
+        files.publish(lineage_file, to_document("lineage", lineage))
         try:
             files.publish(STORE, to_document("store", body), exclusive=True)
         except FileExistsError as error:
+            for name in (initial_file, lineage_file):
+                files.delete(name)
             raise StoreMismatchError(expected("url", "written by one process", f"another store at {url}")) from error
+        for name in files.names():  # of attempts that did not get to their `store.json`
+            if name.startswith(("initial-", "lineage-")) and name not in (initial_file, lineage_file):
+                files.delete(name)
         return cls(files)
+
+    def add_initial(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add initial values of parameters that were frozen as the store was made, and are about to be trained.
+
+        Args:
+            tensors: Their values, which must be what they were then; those that are there already are passed over.
+
+        Raises:
+            StoreMismatchError: a name was not frozen, or its values have changed since.
+        """
+        known = self.initial_weights()
+        new = {name: tensor for name, tensor in tensors.items() if name not in known}
+        changed = [name for name, tensor in new.items() if tensors_digest({name: tensor}) != self.frozen.get(name)]
+        if changed:
+            rule = "parameters with the values that they had as the recording began"
+            remedy = (
+                "Something other than an optimizer changed them while they were frozen: record into a new directory."
+            )
+            raise StoreMismatchError(expected("tensors", rule, f"other values of {shorten(changed)}", remedy))
+        if new:
+            weights = _to_bytes(new)
+            digest = digest_of(weights)
+            name = f"initial-{digest[:12]}.safetensors"
+            self._files.publish(name, weights)
+            added = (name, digest)
+            self.update_lineage(lambda lineage: replace(lineage, initial=(*lineage.initial, added)))
 
     def discard_empty(self) -> None:
         """Remove a store in which nothing was ever recorded, so that another can take its place.
@@ -117,8 +159,9 @@ class DeltaStore(StoreView):
             self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
         folders = [rank_directory(rank) for rank in range(self.world_size)]
         ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
+        initial = [self.initial_file, *(name for name, _ in self.lineage.initial)]
         # The document that makes it a store goes first: what is left by an interruption is not taken for one.
-        for name in (STORE, INITIAL, LINEAGE, *ranks):
+        for name in (STORE, *initial, self.lineage_file, *ranks):
             if self.files.exists(name):
                 self.files.delete(name)
 
@@ -201,7 +244,7 @@ class DeltaStore(StoreView):
             self._lineage = None
             lineage = change(self.lineage)
             body = {"store_id": self.store_id, **lineage_to_dict(lineage)}
-            self._files.publish(LINEAGE, to_document("lineage", body))
+            self._files.publish(self.lineage_file, to_document("lineage", body))
             self._lineage = lineage
         return lineage
 
@@ -245,4 +288,14 @@ class DeltaStore(StoreView):
             self._lineage = None
             return self.lineage
 
-        return {INITIAL: self.initial_weights, LINEAGE: lineage}
+        files = {self.initial_file: self._initial_digest}
+        try:
+            files.update(lineage().initial)
+        except LightningUnlearnError:  # which is reported as the lineage's own damage
+            self._lineage = None
+        initial = {name: partial(self._read_initial, name, digest) for name, digest in files.items()}
+        return {self.lineage_file: lineage, **initial}
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

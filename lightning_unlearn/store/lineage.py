@@ -84,12 +84,14 @@ class Lineage:
         states: Known weights; the last one is the tip.
         entries: Subtractions.
         key_check: Tells whether a key is the one the ids were hashed with; `None` before the first entry.
+        initial: Files with initial values that were added later, and their digests.
     """
 
     runs: tuple[Run, ...] = ()
     states: tuple[ModelState, ...] = ()
     entries: tuple[LedgerEntry, ...] = ()
     key_check: str | None = field(default=None)
+    initial: tuple[tuple[str, str], ...] = ()
 
     def state_of(self, digest: str) -> ModelState | None:
         """The latest state with these weights."""
@@ -192,6 +194,7 @@ def lineage_from_dict(body: Mapping[str, Any]) -> Lineage:
         ),
         entries=tuple(_entry(entry) for entry in body["entries"]),
         key_check=body["key_check"],
+        initial=tuple((name, digest) for name, digest in body.get("initial", ())),
     )
 
 

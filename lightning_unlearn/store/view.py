@@ -31,12 +31,12 @@ from lightning_unlearn.types import (
 )
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.files import Files
-from lightning_unlearn.utilities.parameters import model_signature
+from lightning_unlearn.utilities.parameters import model_signature, tensors_digest
 
 __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
 
 STORE, INITIAL, LINEAGE = "store.json", "initial.safetensors", "lineage.json"
-"""Names of a store's documents."""
+"""Names of a store's documents; `store.json` names the other two where they are called otherwise."""
 
 
 class StoreView:
@@ -60,6 +60,9 @@ class StoreView:
         )
         self.settings = RecordingSettings(**body["settings"])
         self.data = DataFingerprint(**body["data"])
+        self.initial_file: str = body.get("initial_file", INITIAL)
+        self.lineage_file: str = body.get("lineage_file", LINEAGE)
+        self.frozen: dict[str, str] = dict(body.get("frozen", {}))
         self._initial_digest: str = body["initial"]
         self._reader: StoreReader | None = None
         self._lineage: Lineage | None = None
@@ -93,9 +96,9 @@ class StoreView:
     def lineage(self) -> Lineage:
         """Runs, known states and edits."""
         if self._lineage is None:
-            name = f"{self.url}/{LINEAGE}"
+            name = f"{self.url}/{self.lineage_file}"
             try:
-                body = from_document("lineage", name, self._files.read(LINEAGE))
+                body = from_document("lineage", name, self._files.read(self.lineage_file))
             except FileNotFoundError as error:
                 raise StoreCorruptedError(expected(name, "there", "no such file", "Restore it from a copy.")) from error
             if body["store_id"] != self.store_id:
@@ -194,16 +197,48 @@ class StoreView:
     def initial_weights(self) -> dict[str, Tensor]:
         """Parameters and float buffers at the start, by name.
 
+        Parameters of which only a digest was kept, because they were frozen, are left out: see `check_frozen`.
+
         Raises:
-            StoreCorruptedError: the file is missing or damaged.
+            StoreCorruptedError: a file is missing or damaged.
         """
+        added = [self._read_initial(name, digest) for name, digest in self.lineage.initial]
+        weights = self._read_initial(self.initial_file, self._initial_digest)
+        return {name: tensor for part in (weights, *added) for name, tensor in part.items()}
+
+    def _read_initial(self, name: str, digest: str) -> dict[str, Tensor]:
         try:
-            data = self._files.read(INITIAL)
-            if digest_of(data) != self._initial_digest:
+            data = self._files.read(name)
+            if digest_of(data) != digest:
                 raise ValueError("the file does not fit its checksum")
         except (ValueError, OSError) as error:
-            raise corrupted(INITIAL, [], error) from error
+            raise corrupted(name, [], error) from error
         return load_tensors(data)
+
+    def check_frozen(self, module: nn.Module, known: Collection[str] = ()) -> None:
+        """Check that parameters whose initial values are not in the store are still what they were at the start.
+
+        Args:
+            module: The module.
+            known: Names that need not be checked, because `initial_weights` has them.
+
+        Raises:
+            StoreMismatchError: one of them changed, or is not there.
+        """
+        parameters = dict(module.named_parameters())
+        left = {name: digest for name, digest in self.frozen.items() if name not in known}
+        changed = [
+            name
+            for name, digest in left.items()
+            if name not in parameters or tensors_digest({name: parameters[name]}) != digest
+        ]
+        if changed:
+            rule = "one whose frozen parameters are what they were as the recording began"
+            remedy = (
+                "Load the base model that was fine-tuned; what is to change by anything but an optimizer must require "
+                "gradients as the recording begins, or be a buffer."
+            )
+            raise StoreMismatchError(expected("model", rule, f"changed {shorten(changed)}", remedy))
 
     def check_model(self, module: nn.Module) -> None:
         """Check that a module has the recorded parameters (and buffers, where they were recorded).

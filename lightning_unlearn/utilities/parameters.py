@@ -85,10 +85,14 @@ def change_norm(change: WeightChange) -> float:
 
 
 def parameter_distance(module: nn.Module, reference: Mapping[str, Tensor]) -> float:
-    """L2 distance of the module's parameters to `reference`, paired by name, accumulated in float64."""
+    """L2 distance of the module's parameters to `reference`, paired by name, accumulated in float64.
+
+    A parameter that `reference` lacks counts as unchanged: whoever leaves it out must know that it is.
+    """
     return _l2(
         parameter.detach().double() - reference[name].to(parameter.device).double()
         for name, parameter in module.named_parameters()
+        if name in reference
     )
 
 

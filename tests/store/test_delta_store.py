@@ -90,12 +90,13 @@ def test_compression_without_its_package_is_refused_before_anything_is_written(u
     assert not DeltaStore.exists(url)
 
 
-@pytest.mark.parametrize("name", ["store.json", "lineage.json"])
-def test_another_format_version(tmp_path, name, monkeypatch):
+@pytest.mark.parametrize("kind", ["store", "lineage"])
+def test_another_format_version(tmp_path, kind, monkeypatch):
     store = make_store(tmp_path / "s")
+    name = "store.json" if kind == "store" else store.lineage_file
     body = json.loads((tmp_path / "s" / name).read_text())["body"]
     monkeypatch.setattr("lightning_unlearn.store.documents.FORMAT_VERSION", 99)
-    data = to_document(name.removesuffix(".json"), body)
+    data = to_document(kind, body)
     monkeypatch.undo()
     (tmp_path / "s" / name).write_bytes(data)
     with pytest.raises(StoreMismatchError, match="format version 1, but got 99"):
@@ -107,7 +108,7 @@ def test_parts_of_another_store_are_refused(tmp_path):
     for store in (one, two):
         with store.writer() as writer:
             Steps().fill(writer, 1)
-    shutil.copy(tmp_path / "1" / "lineage.json", tmp_path / "2" / "lineage.json")
+    shutil.copy(tmp_path / "1" / one.lineage_file, tmp_path / "2" / two.lineage_file)
     with pytest.raises(StoreMismatchError, match="lineage"):
         DeltaStore.open(two.url)
     shutil.rmtree(tmp_path / "1" / "rank-00000")
@@ -307,12 +308,12 @@ def test_two_changes_of_the_lineage_at_once_both_hold(tmp_path):
 
 def test_damaged_weights_are_not_returned(tmp_path):
     store = make_store(tmp_path / "s")
-    path = tmp_path / "s" / "initial.safetensors"
+    path = tmp_path / "s" / store.initial_file
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
     path.write_bytes(data)
-    with pytest.raises(StoreCorruptedError, match=r"initial\.safetensors"):
+    with pytest.raises(StoreCorruptedError, match=store.initial_file):
         store.initial_weights()
     path.unlink()
-    with pytest.raises(StoreCorruptedError, match=r"initial\.safetensors"):
+    with pytest.raises(StoreCorruptedError, match=store.initial_file):
         store.initial_weights()

@@ -65,7 +65,7 @@ def test_the_checksums_are_those_of_the_page(tmp_path, reader):
     with store.writer() as writer:
         steps.fill(writer, 4)
     commit = next((tmp_path / "s" / "rank-00000").glob("commit-*.json"))
-    for path in (commit, tmp_path / "s" / "store.json", tmp_path / "s" / "lineage.json"):
+    for path in (commit, tmp_path / "s" / "store.json", tmp_path / "s" / store.lineage_file):
         envelope = json.loads(path.read_text())
         kind = envelope["format"].split("/")[1]
         text = json.dumps([kind, envelope["version"], envelope["body"]], sort_keys=True, separators=(",", ":"))
