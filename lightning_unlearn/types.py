@@ -44,7 +44,7 @@ Split: TypeAlias = Literal["forget", "retain", "test"]
 Scale: TypeAlias = Literal["step", "share"]
 """How much of a touched step is subtracted: all of it, or the forgotten samples' share of its batch."""
 
-ValueDtype: TypeAlias = Literal["float32", "bfloat16", "scaled_float16"]
+ValueDtype: TypeAlias = Literal["float32", "bfloat16", "scaled_float16", "int8"]
 WeightChange: TypeAlias = Mapping[str, Tensor]
 """Name of a parameter -> what is *added* to it."""
 
@@ -55,6 +55,8 @@ class IndexCodec(enum.IntEnum):
     DENSE = 0
     BITMASK = 1
     BLOCK8 = 2
+    GAP8 = 3
+    BLOCK16 = 4
 
 
 class StepStatus(enum.IntEnum):
@@ -173,7 +175,7 @@ class LayerDelta:
 
     Attributes:
         layer: The layer's number in the model signature.
-        indices: Ascending flat positions, int64 of shape (k,), or `None` where every entry is kept.
+        indices: Ascending flat positions, int32 or int64 of shape (k,), or `None` where every entry is kept.
         values: float32 of shape (k,).
     """
 
@@ -193,6 +195,10 @@ class StepRecord:
         batch_size: Number of samples behind the step, over all ranks and accumulated batches.
         seconds: Wall time since the previous step.
         status: What happened to the delta.
+        pruning_error: Relative L2 error that pruning made in the delta (the largest over ranks, each of which has its
+            own layers); NaN where it was not measured.
+        rounding_error: Relative L2 error that rounding made in the kept values, likewise.
+        edited: Whether something other than an optimizer changed the weights since the step before.
     """
 
     step: int
@@ -201,6 +207,9 @@ class StepRecord:
     batch_size: int
     seconds: float
     status: StepStatus
+    pruning_error: float = math.nan
+    rounding_error: float = math.nan
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

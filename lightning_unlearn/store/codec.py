@@ -1,34 +1,29 @@
-"""How the change of one layer becomes bytes, and back.
-
-Positions are exact. Values are exact as `float32`; `bfloat16` keeps 8 significant bits (relative error at most
-2**-8); `scaled_float16` keeps 11 (relative error at most 2**-10.99, or 2**-24 of the layer's largest change where
-that is more), because a power of two per layer brings the largest change into (1/2, 1]: unscaled, small changes would
-be flushed to zero.
-"""
+"""How the change of one layer becomes bytes, and back: positions exactly, values as `value_codes` says."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from lightning_unlearn.store.position_codes import Bytes, decode_positions, encode_positions
+from lightning_unlearn.store.value_codes import VALUE_CODES, VALUE_WIDTHS, decode_values, encode_values
 from lightning_unlearn.types import IndexCodec, LayerDelta, ValueDtype
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["VALUE_CODES", "Bytes", "EncodedLayer", "decode_layer", "encode_layer"]
-
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-
-VALUE_CODES: tuple[ValueDtype, ...] = ("float32", "bfloat16", "scaled_float16")
-"""Value dtypes in the order of the numbers that stand for them on disk."""
-
-_BLOCK = 256
-_FLOAT16_BELOW_TWO = 2.0 - 2.0**-10
-_BFLOAT16_MAX = float(torch.finfo(torch.bfloat16).max)
+__all__ = [
+    "VALUE_CODES",
+    "VALUE_WIDTHS",
+    "Bytes",
+    "EncodedLayer",
+    "decode_layer",
+    "encode_layer",
+    "relative_rounding_error",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,100 +49,37 @@ class EncodedLayer:
     value: Bytes
 
 
-def _encode_indices(indices: npt.NDArray[np.int64], numel: int) -> tuple[IndexCodec, Bytes]:
-    if indices.size == numel:
-        return IndexCodec.DENSE, np.empty(0, np.uint8)
-    codec = IndexCodec.BITMASK if 8 * indices.size >= numel else IndexCodec.BLOCK8
-    if indices.size == 0:
-        return codec, np.empty(0, np.uint8)
-    if codec is IndexCodec.BITMASK:
-        mask = np.zeros(numel, np.bool_)
-        mask[indices] = True
-        return codec, np.packbits(mask)
-    starts = np.searchsorted(indices, np.arange(0, numel + _BLOCK, _BLOCK))
-    counts = np.diff(starts).astype("<u2")
-    return codec, np.concatenate([indices.astype(np.uint8), counts.view(np.uint8)])
-
-
-def _decode_indices(encoded: EncodedLayer, numel: int) -> npt.NDArray[np.int64] | None:
-    if encoded.index_codec is IndexCodec.DENSE:
-        if encoded.kept != numel or encoded.index.size:
-            raise ValueError(f"a dense layer of {numel} entries holds {encoded.kept}")
-        return None
-    if encoded.kept == 0:
-        return np.empty(0, np.int64)
-    if encoded.index_codec is IndexCodec.BITMASK:
-        if encoded.index.size != -(-numel // 8):
-            raise ValueError(f"a mask over {numel} entries has {encoded.index.size} bytes")
-        indices = np.flatnonzero(np.unpackbits(encoded.index, count=numel))
-    else:
-        blocks = -(-numel // _BLOCK)
-        if encoded.index.size != encoded.kept + 2 * blocks:
-            raise ValueError(f"positions of {encoded.kept} of {numel} entries have {encoded.index.size} bytes")
-        counts = np.frombuffer(encoded.index[encoded.kept :].tobytes(), "<u2")
-        indices = np.repeat(np.arange(0, blocks * _BLOCK, _BLOCK), counts)
-        if indices.size == encoded.kept:
-            indices += encoded.index[: encoded.kept]
-    if indices.size != encoded.kept:
-        raise ValueError(f"{indices.size} positions for {encoded.kept} values")
-    return indices.astype(np.int64, copy=False)
-
-
-def _encode_values(values: npt.NDArray[np.float32], value_dtype: ValueDtype) -> tuple[float, Bytes]:
-    largest = float(np.abs(values).max(initial=0.0))
-    if not math.isfinite(largest):
-        raise ValueError(expected("values", "finite", largest, "Find out why the weights are not finite."))
-    if value_dtype == "float32":
-        return 1.0, np.ascontiguousarray(values, "<f4").view(np.uint8)
-    if value_dtype == "bfloat16":
-        tensor = torch.from_numpy(np.clip(values, -_BFLOAT16_MAX, _BFLOAT16_MAX))
-        return 1.0, tensor.to(torch.bfloat16).view(torch.int16).numpy().astype("<i2", copy=False).view(np.uint8)
-    if largest == 0.0:
-        return 1.0, np.zeros(2 * values.size, np.uint8)
-    mantissa, exponent = math.frexp(largest)
-    exponent = min(exponent - (mantissa == 0.5), 127)  # 2.0**exponent is the next power of two from `largest` on
-    scaled = np.clip(np.ldexp(values, -exponent), -_FLOAT16_BELOW_TWO, _FLOAT16_BELOW_TWO)
-    return math.ldexp(1.0, exponent), scaled.astype("<f2").view(np.uint8)
-
-
-def _decode_values(encoded: EncodedLayer) -> npt.NDArray[np.float32]:
-    width = 4 if encoded.value_dtype == "float32" else 2
-    if encoded.value.size != width * encoded.kept:
-        raise ValueError(f"{encoded.kept} values of {width} bytes have {encoded.value.size} bytes")
-    data = encoded.value.tobytes()  # a copy: the bytes may lie unaligned in a payload
-    if encoded.value_dtype == "float32":
-        return np.frombuffer(data, "<f4").astype(np.float32)
-    if encoded.value_dtype == "bfloat16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.frombuffer(data, "<f2").astype(np.float32) * np.float32(encoded.scale)
+def _plain_values(delta: LayerDelta) -> Tensor:
+    return delta.values.detach().cpu().to(torch.float32).reshape(-1).contiguous()
 
 
 def encode_layer(delta: LayerDelta, numel: int, value_dtype: ValueDtype) -> EncodedLayer:
     """Encode one layer's change.
 
     Args:
-        delta: Kept positions (ascending, distinct) and values.
+        delta: Kept positions (ascending, distinct; int32 or int64) and values.
         numel: Number of entries of the layer.
         value_dtype: How values are written.
 
     Raises:
         ValueError: positions and values do not fit each other or the layer, or a value is not finite.
     """
-    values = np.ascontiguousarray(delta.values.detach().cpu().to(torch.float32).reshape(-1).numpy())
+    values = _plain_values(delta)
     if delta.indices is None:
         indices = None
-        fits = values.size == numel
+        fits = values.numel() == numel
     else:
-        indices = delta.indices.detach().cpu().to(torch.int64).numpy()
-        fits = indices.size == values.size and (
+        narrow = delta.indices.detach().cpu()
+        indices = (narrow if narrow.dtype == torch.int32 else narrow.to(torch.int64)).contiguous().numpy()
+        fits = indices.size == values.numel() and (
             indices.size == 0
             or (int(indices[0]) >= 0 and int(indices[-1]) < numel and bool((indices[1:] > indices[:-1]).all()))
         )
     if not fits:
         raise ValueError(expected("delta", f"ascending positions below {numel}, one for each value", delta))
-    codec, index = (IndexCodec.DENSE, np.empty(0, np.uint8)) if indices is None else _encode_indices(indices, numel)
-    scale, value = _encode_values(values, value_dtype)
-    return EncodedLayer(delta.layer, values.size, codec, value_dtype, scale, index, value)
+    codec, index = (IndexCodec.DENSE, np.empty(0, np.uint8)) if indices is None else encode_positions(indices, numel)
+    scale, value = encode_values(values, value_dtype)
+    return EncodedLayer(delta.layer, values.numel(), codec, value_dtype, scale, index, value)
 
 
 def decode_layer(encoded: EncodedLayer, numel: int) -> LayerDelta:
@@ -160,8 +92,27 @@ def decode_layer(encoded: EncodedLayer, numel: int) -> LayerDelta:
     Raises:
         ValueError: the parts do not fit each other.
     """
-    indices = _decode_indices(encoded, numel)
-    if indices is not None and indices.size and int(indices[-1]) >= numel:
-        raise ValueError(f"position {int(indices[-1])} in a layer of {numel} entries")
-    values = torch.from_numpy(_decode_values(encoded))
-    return LayerDelta(encoded.layer, None if indices is None else torch.from_numpy(indices), values)
+    positions = decode_positions(encoded.index_codec, encoded.index, encoded.kept, numel)
+    values = decode_values(encoded.value_dtype, encoded.scale, encoded.value, encoded.kept)
+    indices = None if positions is None else torch.from_numpy(positions)
+    return LayerDelta(encoded.layer, indices, torch.from_numpy(values))
+
+
+def relative_rounding_error(pairs: Iterable[tuple[LayerDelta, EncodedLayer]]) -> float:
+    """L2 norm of what rounding changed in the kept values of a step, relative to them; sums are float64.
+
+    0.0 where values are written as `float32`, and where all are zero.
+
+    >>> delta = LayerDelta(0, None, torch.tensor([127.0, 0.5, -3.0]))
+    >>> relative_rounding_error([(delta, encode_layer(delta, 3, "int8"))]) == 0.5 / (127.0**2 + 0.5**2 + 3**2) ** 0.5
+    True
+    """
+    errors, norms = [], []
+    for delta, encoded in pairs:
+        exact = _plain_values(delta).double()  # torch throughout: numpy's own threads would fight with torch's
+        rounded = decode_values(encoded.value_dtype, encoded.scale, encoded.value, encoded.kept)
+        norms.append(float(torch.dot(exact, exact)))
+        exact -= torch.from_numpy(rounded)
+        errors.append(float(torch.dot(exact, exact)))
+    norm = math.fsum(norms)
+    return math.sqrt(math.fsum(errors) / norm) if norm else 0.0

@@ -1,18 +1,21 @@
 """The payload of one step: the bytes of all its layers, plain or compressed with zstd.
 
-Before compression two reversible filters bring out what zstd can find: the low bytes of `BLOCK8` positions become
-differences modulo 256, and values are written byte plane by byte plane.
+Before compression two reversible filters bring out what zstd can find: the low words of `BLOCK16` positions become
+differences modulo 65,536 (the low bytes of `BLOCK8` modulo 256), and whatever has several bytes is written byte plane
+by byte plane. `GAP8` positions are differences already, and come to within a percent of the entropy of the mask.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.store.codec import Bytes, EncodedLayer
+from lightning_unlearn.store.codec import VALUE_WIDTHS, Bytes, EncodedLayer
 from lightning_unlearn.types import IndexCodec
 from lightning_unlearn.utilities.checks import expected
 
@@ -20,7 +23,9 @@ __all__ = ["Compression", "check_compression", "join_payload", "split_payload"]
 
 Compression: TypeAlias = Literal["zstd"] | None
 
-_LEVEL = 1  # higher levels cost several times the seconds for a few percent of the bytes
+_LEVEL = 1  # higher levels cost several times the seconds and save nothing: these bytes hold no repeats, only entropy
+_OWN_BLOCK = 4096  # bytes of a plane from which its own code table costs less than it saves
+_local = threading.local()  # contexts are costly to make and must not be shared by threads
 
 
 def _zstandard() -> Any:
@@ -51,37 +56,85 @@ def check_compression(compression: str | None) -> None:
         _zstandard()
 
 
-def _width(layer: EncodedLayer) -> int:
-    return 4 if layer.value_dtype == "float32" else 2
+def _compressor() -> Any:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = _zstandard().ZstdCompressor(level=_LEVEL)
+    return _local.compressor
+
+
+def _decompressor() -> Any:
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = _zstandard().ZstdDecompressor()
+    return _local.decompressor
+
+
+def _planes(data: Bytes, width: int) -> list[Bytes]:
+    return [data] if width == 1 else list(np.ascontiguousarray(data.reshape(-1, width).T))
+
+
+def _whole(planes: Bytes, width: int) -> Bytes:
+    return planes if width == 1 else np.ascontiguousarray(planes.reshape(width, -1).T).reshape(-1)
+
+
+_LOW_BYTES = {IndexCodec.BLOCK8: 1, IndexCodec.BLOCK16: 2}  # what a position's low bits take; the counts come behind
 
 
 def _filtered(layer: EncodedLayer) -> list[Bytes]:
-    index = layer.index
-    if layer.index_codec is IndexCodec.BLOCK8 and layer.kept:
-        low = index[: layer.kept]
-        index = np.concatenate([low[:1], low[1:] - low[:-1], index[layer.kept :]])
-    return [index, np.ascontiguousarray(layer.value.reshape(-1, _width(layer)).T).reshape(-1)]
+    parts, width = [layer.index], _LOW_BYTES.get(layer.index_codec)
+    if width is not None and layer.kept:
+        low, counts = np.split(layer.index, [width * layer.kept])
+        words = low.view(f"<u{width}")
+        differences = np.concatenate([words[:1], words[1:] - words[:-1]])
+        parts = [*_planes(differences.view(np.uint8), width), counts]
+    return [*parts, *_planes(layer.value, VALUE_WIDTHS[layer.value_dtype])]
 
 
 def _unfiltered(layer: EncodedLayer) -> EncodedLayer:
-    index = layer.index
-    if layer.index_codec is IndexCodec.BLOCK8 and layer.kept:
-        low = np.cumsum(index[: layer.kept], dtype=np.uint8)
-        index = np.concatenate([low, index[layer.kept :]])
-    value = np.ascontiguousarray(layer.value.reshape(_width(layer), -1).T).reshape(-1)
-    return EncodedLayer(layer.layer, layer.kept, layer.index_codec, layer.value_dtype, layer.scale, index, value)
+    index, width = layer.index, _LOW_BYTES.get(layer.index_codec)
+    if width is not None and layer.kept:
+        planes, counts = np.split(index, [width * layer.kept])
+        words = np.cumsum(_whole(planes, width).view(f"<u{width}"), dtype=f"<u{width}")
+        index = np.concatenate([words.view(np.uint8), counts])
+    return replace(layer, index=index, value=_whole(layer.value, VALUE_WIDTHS[layer.value_dtype]))
+
+
+def _compress(parts: Sequence[Bytes]) -> bytes:
+    total = sum(part.size for part in parts)
+    if not total:
+        return b""
+    block, stream = _zstandard().COMPRESSOBJ_FLUSH_BLOCK, _compressor().compressobj(size=total)
+    frame, open_block = [], False
+    for part in parts:
+        large = part.size >= _OWN_BLOCK
+        if large and open_block:
+            frame.append(stream.flush(block))
+        frame.append(stream.compress(part.data))
+        if large:
+            frame.append(stream.flush(block))
+        open_block = not large
+    return b"".join([*frame, stream.flush()])
 
 
 def join_payload(layers: Sequence[EncodedLayer], compression: Compression) -> bytes:
     """The bytes of all layers of a step, each its positions and then its values."""
     if compression is None:
-        return b"".join(part.tobytes() for layer in layers for part in (layer.index, layer.value))
-    raw = b"".join(part.tobytes() for layer in layers for part in _filtered(layer))
-    return bytes(_zstandard().ZstdCompressor(level=_LEVEL).compress(raw)) if raw else b""
+        return b"".join([part.data for layer in layers for part in (layer.index, layer.value)])
+    return _compress([part for layer in layers for part in _filtered(layer)])
+
+
+def _decompress(payload: bytes | memoryview, total: int) -> bytes:
+    """At most `total` bytes: what a damaged frame says of its size is looked at before anything is reserved."""
+    zstandard = _zstandard()
+    try:
+        if zstandard.frame_content_size(payload) != total:
+            raise ValueError(f"a frame of {zstandard.frame_content_size(payload)} bytes where the layers need {total}")
+        return bytes(_decompressor().decompress(payload, max_output_size=total, allow_extra_data=False))
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
 def split_payload(
-    payload: bytes, layers: Sequence[tuple[EncodedLayer, int, int]], compression: Compression
+    payload: bytes | memoryview, layers: Sequence[tuple[EncodedLayer, int, int]], compression: Compression
 ) -> list[EncodedLayer]:
     """Give each layer its bytes back.
 
@@ -94,18 +147,14 @@ def split_payload(
         ValueError: the payload does not hold that many bytes, or cannot be decompressed.
     """
     total = sum(index_bytes + value_bytes for _, index_bytes, value_bytes in layers)
-    if compression is not None and payload:
-        zstandard = _zstandard()
-        try:
-            payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=total)
-        except zstandard.ZstdError as error:
-            raise ValueError(str(error)) from error
+    if compression is not None and len(payload):
+        payload = _decompress(payload, total)
     if len(payload) != total:
         raise ValueError(f"{len(payload)} bytes where the layers need {total}")
     data, position, result = np.frombuffer(payload, np.uint8), 0, []
     for layer, index_bytes, value_bytes in layers:
-        index, value = np.split(data[position : position + index_bytes + value_bytes], [index_bytes])
-        position += index_bytes + value_bytes
-        filled = EncodedLayer(layer.layer, layer.kept, layer.index_codec, layer.value_dtype, layer.scale, index, value)
+        middle, stop = position + index_bytes, position + index_bytes + value_bytes
+        filled = replace(layer, index=data[position:middle], value=data[middle:stop])
+        position = stop
         result.append(filled if compression is None else _unfiltered(filled))
     return result

@@ -1,13 +1,15 @@
 import builtins
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.store.codec import encode_layer
+from lightning_unlearn.store.codec import VALUE_CODES, EncodedLayer, encode_layer
 from lightning_unlearn.store.compression import check_compression, join_payload, split_payload
-from lightning_unlearn.types import LayerDelta
+from lightning_unlearn.types import IndexCodec, LayerDelta
 
 NUMEL = 40_000
 
@@ -15,7 +17,7 @@ NUMEL = 40_000
 def layers(value_dtype="scaled_float16"):
     rng = np.random.default_rng(0)
     made = []
-    for layer, kept in enumerate([4000, 0, 20_000, NUMEL]):
+    for layer, kept in enumerate([4000, 0, 20_000, NUMEL, 30]):
         indices = torch.from_numpy(np.sort(rng.choice(NUMEL, kept, replace=False)))
         values = torch.from_numpy(rng.standard_normal(kept).astype(np.float32))
         made.append(encode_layer(LayerDelta(layer, indices, values), NUMEL, value_dtype))
@@ -29,7 +31,7 @@ def bare(layer):
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-@pytest.mark.parametrize("value_dtype", ["float32", "bfloat16", "scaled_float16"])
+@pytest.mark.parametrize("value_dtype", VALUE_CODES)
 def test_round_trip(compression, value_dtype):
     made = layers(value_dtype)
     payload = join_payload(made, compression)
@@ -40,15 +42,47 @@ def test_round_trip(compression, value_dtype):
     assert split_payload(b"", [], compression) == []
 
 
-def test_the_filters_pay():
-    sparse = layers()[0]
-    import zstandard
+def positions_only(codec, index, kept):
+    return EncodedLayer(0, kept, codec, "float32", 1.0, index, index[:0])
 
-    plain = zstandard.ZstdCompressor(level=1).compress(sparse.index.tobytes())
-    index_only = type(sparse)(0, sparse.kept, sparse.index_codec, "float32", 1.0, sparse.index, sparse.value[:0])
-    filtered = join_payload([index_only], "zstd")
-    # the entropy of the positions is 0.586 bytes for each kept entry at this density
-    assert len(filtered) < 0.75 * sparse.kept < 0.95 * len(plain)
+
+def test_positions_come_close_to_their_entropy():
+    sparse = layers()[0]
+    assert sparse.index_codec is IndexCodec.GAP8
+    packed = join_payload([positions_only(IndexCodec.GAP8, sparse.index, sparse.kept)], "zstd")
+    assert len(packed) < 1.1 * 0.586 * sparse.kept  # H(0.1) / 0.1 / 8 bytes for each kept entry
+
+
+@pytest.mark.parametrize(("codec", "word"), [(IndexCodec.BLOCK8, "<u1"), (IndexCodec.BLOCK16, "<u2")])
+def test_low_words_become_differences_and_planes(codec, word):
+    rng = np.random.default_rng(1)
+    low = np.sort(rng.integers(0, 2 ** (8 * np.dtype(word).itemsize), 3000)).astype(word)
+    index = np.concatenate([low.view(np.uint8), rng.integers(0, 9, 16).astype(np.uint8)])
+    made = positions_only(codec, index, low.size)
+    payload = join_payload([made], "zstd")
+    plain = zstandard.ZstdDecompressor().decompress(payload)
+    differences = np.diff(low.astype(int), prepend=0).astype(word)
+    planes = differences.view(np.uint8).reshape(low.size, -1).T
+    assert plain == planes.tobytes() + index[-16:].tobytes()
+    (back,) = split_payload(payload, [(bare(made), index.size, 0)], "zstd")
+    assert np.array_equal(back.index, index)
+
+
+def test_a_frame_that_claims_another_size_is_refused_before_memory_is_reserved():
+    made = layers()
+    parts = [(bare(layer), layer.index.size, layer.value.size) for layer in made]
+    honest = join_payload(made, "zstd")
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**28))  # a few KB that want 256 MiB
+    huge = b"\x28\xb5\x2f\xfd\xe0" + (2**45).to_bytes(8, "little") + honest[9:]  # a header that claims 32 TiB
+    assert zstandard.frame_content_size(huge) == 2**45
+    tracemalloc.start()
+    try:
+        for payload in (bomb, huge, honest + b"more", honest + honest):
+            with pytest.raises(ValueError, match=r".+"):
+                split_payload(payload, parts, "zstd")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"\0" + data[1:]])

@@ -1,0 +1,135 @@
+"""How the positions of a layer's kept entries become bytes, and back: exact, whatever the code.
+
+`GAP8` is one byte for each kept entry: how many entries were left out before it, 0 to 254; 255 goes on by 255 entries
+without keeping one. `BITMASK` is one bit for each entry of the layer. `BLOCK16` is the low 16 bits of every position
+and the number of kept entries in each block of 65,536. `BLOCK8`, the same with 8 bits and blocks of 256, is read but
+no longer written: `GAP8` is never longer and as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_unlearn.types import IndexCodec
+
+__all__ = ["Bytes", "Positions", "decode_positions", "encode_positions"]
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Positions: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int32]
+
+_ESCAPE = 255
+_TOLERANCE = 1.03  # a code that is decoded faster may be this much longer than the shortest
+
+
+def _gaps(positions: Positions, numel: int) -> Positions:
+    """Entries left out before each kept one; narrow where possible, because this is memory traffic."""
+    gaps = np.empty(positions.size, np.int64) if numel >= 2**31 else np.empty(positions.size, np.int32)
+    gaps[0] = positions[0]
+    np.subtract(positions[1:], positions[:-1], out=gaps[1:], casting="unsafe")
+    gaps[1:] -= 1
+    return gaps
+
+
+def _block16(positions: Positions, numel: int) -> Bytes:
+    starts = np.searchsorted(positions, np.arange(0, numel + 2**16, 2**16))
+    counts = np.diff(starts).astype("<u4")
+    return np.concatenate([positions.astype("<u2").view(np.uint8), counts.view(np.uint8)])
+
+
+def _bitmask(positions: Positions, numel: int) -> Bytes:
+    mask = np.zeros(numel, np.bool_)
+    mask[positions] = True
+    return np.packbits(mask)
+
+
+def encode_positions(positions: Positions, numel: int) -> tuple[IndexCodec, Bytes]:
+    """The shortest code of ascending, distinct positions; of codes of nearly the same length the fastest to decode.
+
+    >>> encode_positions(np.array([0, 1, 300]), 4000)
+    (<IndexCodec.GAP8: 3>, array([  0,   0, 255,  43], dtype=uint8))
+    """
+    kept = positions.size
+    if kept == numel:
+        return IndexCodec.DENSE, np.empty(0, np.uint8)
+    if kept == 0:
+        return IndexCodec.GAP8, np.empty(0, np.uint8)
+    mask_bytes, block_bytes = -(-numel // 8), 2 * kept + 4 * -(-numel // 2**16)
+    if mask_bytes * _TOLERANCE < kept:
+        return IndexCodec.BITMASK, _bitmask(positions, numel)
+    gaps = _gaps(positions, numel)
+    wide = np.flatnonzero(gaps >= _ESCAPE)
+    if not wide.size:
+        return IndexCodec.GAP8, gaps.astype(np.uint8)
+    escapes = gaps[wide] // _ESCAPE
+    gap_bytes = kept + int(escapes.sum())
+    shortest = min(mask_bytes, block_bytes, gap_bytes)
+    if block_bytes <= shortest * _TOLERANCE:
+        return IndexCodec.BLOCK16, _block16(positions, numel)
+    if gap_bytes > shortest * _TOLERANCE:
+        return IndexCodec.BITMASK, _bitmask(positions, numel)
+    gaps[wide] -= escapes * _ESCAPE
+    return IndexCodec.GAP8, np.insert(gaps.astype(np.uint8), np.repeat(wide, escapes), _ESCAPE)
+
+
+def _from_mask(data: Bytes, kept: int, numel: int) -> npt.NDArray[np.int64]:
+    if data.size != -(-numel // 8):
+        raise ValueError(f"a mask over {numel} entries has {data.size} bytes")
+    return np.flatnonzero(np.unpackbits(data, count=numel).view(np.bool_))  # bytes would be searched 5 times slower
+
+
+def _from_gaps(data: Bytes, kept: int, numel: int) -> npt.NDArray[np.int64]:
+    keeps = data != _ESCAPE
+    positions: npt.NDArray[np.int64] = np.add(data, keeps, dtype=np.int64)
+    positions[:1] -= 1
+    np.cumsum(positions, out=positions)
+    return positions if data.size == kept else positions[keeps]
+
+
+def _from_blocks(data: Bytes, kept: int, numel: int, bits: int, count_type: str) -> npt.NDArray[np.int64]:
+    blocks, low_bytes = -(-numel // 2**bits), kept * bits // 8
+    if data.size != low_bytes + blocks * np.dtype(count_type).itemsize:
+        raise ValueError(f"positions of {kept} of {numel} entries have {data.size} bytes")
+    counts = np.frombuffer(data[low_bytes:].tobytes(), count_type)
+    if int(counts.sum(dtype=np.int64)) != kept:  # looked at first: damaged counts would make an array of any size
+        raise ValueError(f"{int(counts.sum(dtype=np.int64))} positions for {kept} values")
+    positions: npt.NDArray[np.int64] = np.repeat(np.arange(0, blocks << bits, 1 << bits), counts)
+    positions += np.frombuffer(data[:low_bytes].tobytes(), f"<u{bits // 8}")
+    return positions
+
+
+_DECODERS: dict[IndexCodec, Callable[[Bytes, int, int], npt.NDArray[np.int64]]] = {
+    IndexCodec.BITMASK: _from_mask,
+    IndexCodec.BLOCK8: lambda data, kept, numel: _from_blocks(data, kept, numel, 8, "<u2"),
+    IndexCodec.GAP8: _from_gaps,
+    IndexCodec.BLOCK16: lambda data, kept, numel: _from_blocks(data, kept, numel, 16, "<u4"),
+}
+
+
+def decode_positions(codec: IndexCodec, data: Bytes, kept: int, numel: int) -> npt.NDArray[np.int64] | None:
+    """The positions behind a code, or `None` where every entry is kept.
+
+    Args:
+        codec: How `data` is to be read.
+        data: uint8 of shape (bytes,).
+        kept: Number of kept entries.
+        numel: Number of entries of the layer.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    if codec is IndexCodec.DENSE:
+        if kept != numel or data.size:
+            raise ValueError(f"a dense layer of {numel} entries holds {kept}")
+        return None
+    if kept == 0:
+        return np.empty(0, np.int64)
+    positions = _DECODERS[codec](data, kept, numel)
+    if positions.size != kept:
+        raise ValueError(f"{positions.size} positions for {kept} values")
+    if int(positions[-1]) >= numel:
+        raise ValueError(f"position {int(positions[-1])} in a layer of {numel} entries")
+    return positions
