@@ -2,10 +2,10 @@
 
     uv run python examples/benchmarks/unlearn_vs_retrain.py --json unlearn.json [--data-root DATA]
 
-1, 10 and 100 rows are going to ask, placed into the same batches (`SubjectGrouping`) or scattered. For each case a small
-CNN is trained with and without the recorder; then the request is planned, its steps are subtracted, the model is repaired,
-and another is retrained without the rows. Half of the rows that ask have wrong labels, so that there is something to
-forget. Figures are medians over `--seeds`.
+1, 10 and 100 rows are going to ask, placed into the same batches (`SubjectGrouping`) or scattered. For each case a
+small CNN is trained with and without the recorder; then the request is planned, its steps are subtracted, the model is
+repaired, and another is retrained without the rows. Half of the rows that ask have wrong labels, so that there is
+something to forget. Figures are medians over `--seeds`.
 
 `DATA/FashionMNIST/raw` holds the four original idx files (10,000 images are used); without `--data-root` the digits of
 scikit-learn are taken.
