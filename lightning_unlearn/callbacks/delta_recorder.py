@@ -223,10 +223,10 @@ class DeltaRecorder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note who is in the batch."""
-        if self._recording is None:
-            self._identity.batch_ids(batch)
-        else:
+        if self._recording is not None:
             self._recording.note_batch(batch)
+        elif not self._identity.fetches_itself:
+            self._identity.batch_ids(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the weights known, also for checkpoints that hold nothing else."""

@@ -17,9 +17,9 @@ from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.pending_ids import PendingIds
 from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.data.sample_ids import BatchIdentity
-from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
 from lightning_unlearn.types import SampleId, StepStatus
-from lightning_unlearn.utilities.checks import shorten
+from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = ["StepRecording"]
 
@@ -69,11 +69,19 @@ class StepRecording:
         self._stop_listening = listen_to_checkpoints(trainer.strategy, self._before_checkpoint)
 
     def note_batch(self, batch: Any) -> None:
-        """A batch is about to be trained on."""
-        self._pending.add(self._identity.batch_ids(batch))
+        """A batch is about to be trained on, or a step begins that fetches its batches itself."""
+        if self._identity.fetches_itself:
+            try:
+                self._identity.begin_step()
+            except UnsupportedStrategyError:
+                self._failed = True  # what was recorded so far names the wrong samples
+                raise
+        else:
+            self._pending.add(self._identity.batch_ids(batch))
 
     def end_epoch(self) -> None:
         """An epoch is over: make its weights known, also for checkpoints that hold nothing else."""
+        self._hear_fetched()
         self._identity.end_epoch()
         self.save_state()
 
@@ -124,8 +132,20 @@ class StepRecording:
 
         return hook
 
+    def _hear_fetched(self) -> None:
+        if self._identity.fetches_itself:
+            ids = self._identity.delivered_ids()
+            if ids:
+                self._pending.add(ids)
+
     def _record(self, number: int, optimizer: Optimizer) -> None:
+        self._hear_fetched()
         ids = self._pending.take(number)
+        if not ids:
+            rule = "one that trains on batches it was given, or fetched from `dataloader_iter`"
+            raise MissingRequirementError(
+                expected("training_step", rule, "a step on no batch of the Trainer's loaders")
+            )
         now = time.perf_counter()
         seconds, self._last_step = now - self._last_step, now
         deltas, status = None, StepStatus.UNWATCHED

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -81,18 +80,6 @@ class Complex(BoringClassifier):
         self.phase = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
 
 
-class OwnFetching(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.seen = torch.nn.Linear(1, 1), []
-
-    def training_step(self, dataloader_iter):
-        raise AssertionError("must not be reached")
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "module", "data", "error", "match"),
     [
@@ -107,11 +94,9 @@ class OwnFetching(LightningModule):
         ({"sample_keys": ["a"]}, BoringClassifier, loader, DeletionRequestError, "each of the 40 samples"),
         ({}, BoringClassifier, lambda: DataLoader(Stream(), batch_size=4), UnsupportedStrategyError, "iterable Stream"),
         ({}, Complex, loader, UnsupportedStrategyError, "real floating-point"),
-        ({}, OwnFetching, loader, UnsupportedStrategyError, "dataloader_iter"),
         ({}, lambda: BoringClassifier(NoHooks), loader, UnsupportedStrategyError, "got 'NoHooks'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 def test_what_cannot_be_recorded_is_refused_before_training(tmp_path, kwargs, module, data, error, match):
     model = module()
     with pytest.raises(error, match=match):

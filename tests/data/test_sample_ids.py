@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -365,20 +365,6 @@ class Batches:
 
     def __iter__(self):
         return iter(self.batches)
-
-
-class OwnFetching(LightningModule):
-    def training_step(self, dataloader_iter):
-        raise AssertionError("must not be reached")
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
-def test_a_step_that_fetches_its_own_batches_is_refused():
-    with pytest.raises(UnsupportedStrategyError, match="dataloader_iter"):
-        run(loader(), module=OwnFetching(), identity=BatchIdentity("index"))
 
 
 def test_a_batch_without_ids_is_one_clear_error():
