@@ -19,6 +19,7 @@ from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.documents import from_document, to_document
 from lightning_unlearn.store.segment import SegmentRef
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.file_views import Raw
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["Commit", "CommitLog", "commit_numbers", "rank_directory", "read_commit"]
@@ -140,7 +141,7 @@ class CommitLog:
         """A name that no segment had before."""
         return f"segment-{self.head.number + 1:08d}-{secrets.token_hex(4)}.safetensors"
 
-    def publish_segment(self, ref: SegmentRef, chunks: Sequence[bytes]) -> None:
+    def publish_segment(self, ref: SegmentRef, chunks: Sequence[Raw]) -> None:
         """Write a segment; it is live only once a commit lists it."""
         self._files.publish(f"{self.directory}/{ref.name}", chunks, exclusive=True)
 

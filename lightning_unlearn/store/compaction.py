@@ -10,13 +10,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from lightning_unlearn.store.commits import CommitLog
-from lightning_unlearn.store.rewrite import read_steps, write_segment
-from lightning_unlearn.store.segment import SegmentRef
+from lightning_unlearn.store.id_index import Ids
+from lightning_unlearn.store.key_table import KeyTable, id_text
+from lightning_unlearn.store.opening import corrupted
+from lightning_unlearn.store.rewrite import checked_steps, whole_segment
+from lightning_unlearn.store.segment import STEP_COLUMNS, Content, SegmentRef, narrow_ids, write_content
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["merge_segments", "mergeable_neighbours", "segments_to_merge"]
+__all__ = ["compact", "merge_segments", "mergeable_neighbours", "segments_to_merge"]
 
 _FANOUT = 8
 _GROWTH = 4
@@ -68,10 +74,41 @@ def mergeable_neighbours(refs: Sequence[SegmentRef], segment_bytes: int) -> slic
     return None
 
 
+def _recoded(contents: Sequence[Content]) -> tuple[Ids, KeyTable | None]:
+    """Ids of all parts, one after the other, as places in one key table where one of the parts has one."""
+    if all(content.table is None for content in contents):
+        return narrow_ids(np.concatenate([content.ids for content in contents], dtype=np.int64)), None
+    parts: list[tuple[list[bytes], npt.NDArray[np.signedinteger]]] = []
+    for content in contents:
+        if content.table is None:
+            distinct, places = np.unique(content.ids, return_inverse=True)
+            parts.append(([id_text(one) for one in distinct.tolist()], places))
+        else:
+            parts.append(([content.table.key(code) for code in range(len(content.table))], content.ids))
+    table = KeyTable.of_texts({text for texts, _ in parts for text in texts})
+    code_of = {table.key(code): code for code in range(len(table))}
+    codes = [np.array([code_of[text] for text in texts], np.int64)[places] for texts, places in parts]
+    return narrow_ids(np.concatenate(codes)), table
+
+
+def _joined(contents: Sequence[Content]) -> Content:
+    ids, table = _recoded(contents)
+    return Content(
+        {name: np.concatenate([content.columns[name] for content in contents]) for name in STEP_COLUMNS},
+        np.concatenate([content.ids_count for content in contents]),
+        np.concatenate([content.entry_count for content in contents]),
+        np.concatenate([content.payload_count for content in contents]),
+        ids,
+        table,
+        b"".join([content.entries for content in contents]),
+    )
+
+
 def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[SegmentRef]) -> SegmentRef:
     """Publish one segment with the steps of adjoining ones; it is not live before a commit lists it in their place.
 
-    Every checksum is checked on the way. At most the merged segment is in memory.
+    Every record and every payload is checked on the way, and goes into the new file as it is. Local payloads are
+    copied from file to file; elsewhere at most the merged segment is in memory, twice as it is put together.
 
     Raises:
         StoreCorruptedError: one of them is damaged; nothing was published.
@@ -80,11 +117,49 @@ def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[S
     if not refs or any(left.stop != right.start for left, right in itertools.pairwise(refs)):
         spans = [(ref.start, ref.stop) for ref in refs]
         raise ValueError(expected("refs", "adjoining segments", spans, "Merge neighbours only."))
-    parts = [read_steps(files, log.directory, ref) for ref in refs]
-    steps = [step for _, part in parts for step in part]
+    segments = [whole_segment(files, log.directory, ref) for ref in refs]
     # a segment without payload, such as what is left of a damaged one, fits to any compression
-    compressions = {segment.compression for segment, part in parts if any(step.payload for step in part)}
+    compressions = {segment.compression for segment in segments if segment.ref.payload_bytes}
     if len(compressions) > 1:
         raise ValueError(expected("refs", "segments of one compression", compressions, "Merge neighbours only."))
-    compression = compressions.pop() if compressions else parts[0][0].compression
-    return write_segment(log, store_id, refs[0].start, steps, compression)
+    for segment in segments:
+        for _ in checked_steps(segment, log.directory):
+            pass
+    try:
+        content = _joined([segment.content() for segment in segments])
+        payload = [segment.all_payload() for segment in segments]
+    except (ValueError, OSError) as error:  # a key that no step uses
+        raise corrupted(f"{log.directory}/{refs[0].name}", range(refs[0].start, refs[-1].stop), error) from error
+    ref, chunks = write_content(
+        content,
+        payload,
+        name=log.segment_name(),
+        start=refs[0].start,
+        rank=log.rank,
+        store_id=store_id,
+        compression=compressions.pop() if compressions else segments[0].compression,
+    )
+    log.publish_segment(ref, chunks)
+    return ref
+
+
+def compact(files: Files, store_id: str, world_size: int, segment_bytes: int) -> None:
+    """Merge neighbours, over all ranks, until no two of them fit into one segment.
+
+    Each merge is a commit of its own: what an interruption leaves is a store that is partly compacted, and the disk
+    holds at most one segment twice.
+
+    Raises:
+        StoreMismatchError: a writer is open.
+        StoreCorruptedError: a segment is damaged; repair the store first.
+    """
+    for rank in range(world_size):
+        log = CommitLog(files, store_id, rank)
+        try:
+            while (run := mergeable_neighbours(log.head.segments, segment_bytes)) is not None:
+                refs = log.head.segments
+                merged = merge_segments(files, log, store_id, refs[run])
+                log.commit((*refs[: run.start], merged, *refs[run.stop :]))
+                log.clean()
+        finally:
+            log.release()

@@ -8,14 +8,15 @@ from typing import Any
 
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.file_views import Raw
 
-__all__ = ["FORMAT_VERSION", "digest_of", "from_document", "to_document"]
+__all__ = ["FORMAT_VERSION", "digest_of", "document_version", "from_document", "to_document"]
 
-FORMAT_VERSION = 1
-"""Version of the store format (`docs/store-format.md`); a reader of another version refuses."""
+FORMAT_VERSION = 2
+"""Version of the store format (`docs/store-format.md`) that is written; older ones are read, newer ones refused."""
 
 
-def digest_of(*chunks: bytes) -> str:
+def digest_of(*chunks: Raw) -> str:
     """Hex BLAKE2b-128 of the chunks, one after the other.
 
     >>> digest_of(b"ab", b"c") == digest_of(b"abc")
@@ -56,12 +57,13 @@ def from_document(kind: str, name: str, data: bytes) -> dict[str, Any]:
 
     Raises:
         StoreCorruptedError: not JSON, not this kind, or the checksum does not fit.
-        StoreMismatchError: intact, but of another format version.
+        StoreMismatchError: intact, but of a newer format version.
     """
     try:
         envelope = json.loads(data)
         body, version, found = envelope["body"], envelope["version"], envelope["format"]
         intact = envelope["checksum"] == _checksum(kind, version, body) and found == f"lightning-unlearn/{kind}"
+        intact = intact and type(version) is int
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreCorruptedError(
             expected(name, f"an intact {kind} document", str(error), "Restore it from a copy of the store.")
@@ -70,8 +72,16 @@ def from_document(kind: str, name: str, data: bytes) -> dict[str, Any]:
         raise StoreCorruptedError(
             expected(name, f"a {kind} document whose checksum fits", "another", "Restore it from a copy of the store.")
         )
-    if version != FORMAT_VERSION:
-        raise StoreMismatchError(
-            expected(name, f"of format version {FORMAT_VERSION}", version, "Use the release that wrote it.")
-        )
+    if not 1 <= version <= FORMAT_VERSION:
+        rule = f"of format version 1 to {FORMAT_VERSION}"
+        raise StoreMismatchError(expected(name, rule, version, "Use the release that wrote it."))
     return dict(body)
+
+
+def document_version(data: bytes) -> int:
+    """The format version of a document that `from_document` read.
+
+    >>> document_version(to_document("note", {})) == FORMAT_VERSION
+    True
+    """
+    return int(json.loads(data)["version"])

@@ -11,6 +11,10 @@ from lightning_unlearn.utilities.checks import shorten
 __all__ = ["Damage", "StoreInfo", "VerificationReport"]
 
 
+def _median(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.3g} of the change's norm (median)"
+
+
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
     """What a store holds.
@@ -25,6 +29,9 @@ class StoreInfo:
         kept: Kept weights over all deltas.
         distinct_ids: Number of different sample ids.
         seconds: Wall time of all recorded steps.
+        pruning_error: Median over the measured steps of the relative L2 error that pruning made; `None` without any.
+        rounding_error: The same of rounding the kept values.
+        edited: Steps before which something other than an optimizer changed the weights.
         world_size: Ranks that recorded.
         settings: How deltas were selected and written.
         data: What is known of the dataset.
@@ -42,6 +49,9 @@ class StoreInfo:
     kept: int
     distinct_ids: int
     seconds: float
+    pruning_error: float | None
+    rounding_error: float | None
+    edited: int
     world_size: int
     settings: RecordingSettings
     data: DataFingerprint
@@ -61,6 +71,15 @@ class StoreInfo:
             ("size", f"{self.bytes / 1e6:,.2f} MB"),
             ("keep", f"{keep}, {settings.criterion}, by {settings.scope}"),
             ("values", f"{settings.value_dtype}, {settings.compression or 'not compressed'}"),
+            (
+                "error of pruning",
+                "not measured" if self.pruning_error is None else f"{self.pruning_error:.2%} (median)",
+            ),
+            (
+                "error of rounding",
+                "not measured" if self.rounding_error is None else f"{self.rounding_error:.2e} (median)",
+            ),
+            ("steps after an edit", f"{self.edited:,}"),
             ("sample ids", f"{self.distinct_ids:,} by {self.data.identity}"),
             ("training time", f"{self.seconds:,.1f} s"),
             ("runs", ", ".join(f"{run.kind} from step {run.first}" for run in self.runs) or "none"),

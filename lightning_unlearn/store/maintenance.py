@@ -6,16 +6,15 @@ from collections.abc import Callable, Collection, Mapping
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.commits import CommitLog, rank_directory, read_commit
-from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.store.info import Damage, VerificationReport
-from lightning_unlearn.store.reader import load_segment
+from lightning_unlearn.store.opening import corrupted, load_segment
 from lightning_unlearn.store.rewrite import holds, purge_segment
-from lightning_unlearn.store.salvage import salvage_commit, salvage_segment, salvage_steps
-from lightning_unlearn.store.segment import Segment, SegmentRef
-from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.store.salvage import damages_of, open_damaged, salvage_commit, salvage_segment
+from lightning_unlearn.store.segment import SegmentRef
+from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 
-__all__ = ["purge", "repair", "total_bytes", "verify"]
+__all__ = ["check_segment", "purge", "repair", "total_bytes", "verify"]
 
 _LOCKS = (".lock",)
 
@@ -27,26 +26,21 @@ def total_bytes(files: Files, world_size: int) -> int:
     return sum(files.size(name) for name in names if not name.startswith("rank-") or "/" in name)
 
 
-def _check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | None:
+def check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | None:
+    """What is damaged in a segment, read step by step in bounded memory; `None` where it is intact."""
     name = f"{directory}/{ref.name}"
     try:
-        data = files.read(name)
+        size = files.size(name)
+        segment, intact = open_damaged(files, directory, ref)
     except OSError:
         every = tuple(range(ref.start, ref.stop))
         return Damage(name, "missing", every, every)
-    intact = len(data) == ref.bytes and digest_of(data[: ref.head_bytes]) == ref.digest
-    steps = salvage_steps(data, ref)
-    lost_ids = tuple(ref.start + index for index, step in enumerate(steps) if step is None)
-    lost = tuple(
-        ref.start + index for index, step in enumerate(steps) if step is None or step.status is StepStatus.LOST
-    )
-    if intact:
-        segment = Segment(ref, data[: ref.head_bytes])
-        lost = tuple(step for step in lost if segment.status[step - ref.start] != StepStatus.LOST)
-    if intact and not lost:
+    found = damages_of(segment, intact, ref)
+    if size == ref.bytes and not found.parts:
         return None
-    problem = "truncated" if len(data) < ref.bytes else "longer than it was" if len(data) > ref.bytes else "altered"
-    return Damage(name, problem, lost, lost_ids)
+    problem = "truncated" if size < ref.bytes else "longer than it was" if size > ref.bytes else "altered"
+    parts = f" ({', '.join(found.parts)})" if found.parts else ""
+    return Damage(name, problem + parts, tuple(found.steps), tuple(found.lost_ids))
 
 
 def verify(
@@ -84,7 +78,7 @@ def verify(
         orphans += [f"{directory}/{name}" for name in names if name not in live and not name.endswith(_LOCKS)]
         checked += len(commit.segments) + (commit.number > 0)
         steps += commit.n_steps
-        damages += [found for ref in commit.segments if (found := _check_segment(files, directory, ref)) is not None]
+        damages += [found for ref in commit.segments if (found := check_segment(files, directory, ref)) is not None]
     return VerificationReport(files.url, checked, steps, tuple(damages), tuple(orphans))
 
 
@@ -100,7 +94,9 @@ def repair(files: Files, store_id: str, world_size: int, report: VerificationRep
         try:
             log.commit(
                 [
-                    salvage_segment(files, log, store_id, ref) if f"{directory}/{ref.name}" in damaged else ref
+                    salvage_segment(files, log, store_id, ref)
+                    if (f"{directory}/{ref.name}" in damaged if head is None else check_segment(files, directory, ref))
+                    else ref
                     for ref in log.head.segments
                 ]
             )
@@ -119,7 +115,10 @@ def purge(
             segments = []
             for ref in log.head.segments:
                 segment = load_segment(files, log.directory, ref)
-                found = holds(segment, sample_ids, steps)
+                try:
+                    found = holds(segment, sample_ids, steps)
+                except (ValueError, OSError) as error:
+                    raise corrupted(f"{log.directory}/{ref.name}", range(ref.start, ref.stop), error) from error
                 segments.append(purge_segment(files, log, store_id, ref, sample_ids, steps) if found else ref)
             if tuple(segments) != log.head.segments:
                 log.commit(segments)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import math
+from dataclasses import dataclass
 from functools import cached_property
 
 from lightning_unlearn.exceptions import MissingDeltaError
 from lightning_unlearn.store.commits import Commit, rank_directory, read_commit
-from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.store.compression import Compression
 from lightning_unlearn.store.index import StepIndex
-from lightning_unlearn.store.records import decode_step
-from lightning_unlearn.store.rewrite import corrupted
-from lightning_unlearn.store.segment import Segment, SegmentRef
+from lightning_unlearn.store.opening import Views, corrupted, load_segment
+from lightning_unlearn.store.records import EncodedStep, decode_step
+from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import LayerDelta, ModelSignature, SampleId, StepRecord, StepStatus
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["REASONS", "StoreReader", "load_segment"]
+__all__ = ["REASONS", "StepPart", "StoreReader"]
 
 REASONS: dict[StepStatus, str] = {
     StepStatus.UNWATCHED: "no watched sample was in it",
@@ -27,20 +29,24 @@ REASONS: dict[StepStatus, str] = {
 """Why a step has no delta."""
 
 
-def load_segment(files: Files, directory: str, ref: SegmentRef) -> Segment:
-    """The head of a segment, checked against its commit.
+def _plain(error: float) -> float:
+    # every NaN is the same object, so that records of equal content compare equal
+    return math.nan if math.isnan(error) else float(error)
 
-    Raises:
-        StoreCorruptedError: it is missing or damaged.
+
+@dataclass(frozen=True, slots=True)
+class StepPart:
+    """What one rank stored of a step.
+
+    Attributes:
+        file: Name of the segment in the store.
+        step: The step, with its payload.
+        compression: How the payload was compressed.
     """
-    name = f"{directory}/{ref.name}"
-    try:
-        head = files.read(name, 0, ref.head_bytes)
-        if digest_of(head) != ref.digest:
-            raise ValueError("the head does not fit its checksum")
-        return Segment(ref, head)
-    except (ValueError, OSError) as error:
-        raise corrupted(name, range(ref.start, ref.stop), error) from error
+
+    file: str
+    step: EncodedStep
+    compression: Compression
 
 
 class StoreReader:
@@ -58,6 +64,7 @@ class StoreReader:
 
     def __init__(self, files: Files, store_id: str, signature: ModelSignature, world_size: int) -> None:
         self._files = files
+        self._views = Views(files)
         self._signature = signature
         self.commits: list[Commit] = [read_commit(files, store_id, rank) for rank in range(world_size)]
         self.n_steps = min(commit.n_steps for commit in self.commits)
@@ -66,34 +73,48 @@ class StoreReader:
     def segments(self) -> list[list[Segment]]:
         """Heads of every rank's segments, read on first use."""
         return [
-            [load_segment(self._files, rank_directory(rank), ref) for ref in commit.segments]
+            [load_segment(self._files, rank_directory(rank), ref, self._views) for ref in commit.segments]
             for rank, commit in enumerate(self.commits)
         ]
 
     @cached_property
     def index(self) -> StepIndex:
         """Columns of all segments."""
-        return StepIndex(self.segments, self.n_steps)
+        ranks = {id(segment): rank for rank, segments in enumerate(self.segments) for segment in segments}
+
+        def failed(segment: Segment, error: Exception) -> Exception:
+            name = f"{rank_directory(ranks[id(segment)])}/{segment.ref.name}"
+            return corrupted(name, range(segment.ref.start, segment.ref.stop), error)
+
+        return StepIndex(self.segments, self.n_steps, failed)
 
     def record(self, step: int) -> StepRecord:
         """Everything about a step but its delta.
 
         Raises:
             MissingDeltaError: there is no such step.
+            StoreCorruptedError: its record is damaged.
         """
-        parts = [segment.step(step - segment.ref.start) for _, segment in self._at(step)]
+        parts = [self._part(rank, segment, step, payload=False).step for rank, segment in self._at(step)]
         ids: tuple[SampleId, ...] = tuple(sample_id for part in parts for sample_id in part.sample_ids)
+        index = self.index
         return StepRecord(
             step=step,
             optimizer=max(part.optimizer for part in parts),
             sample_ids=ids,
-            batch_size=int(self.index.batch_sizes[step]),
-            seconds=float(self.index.seconds[step]),
-            status=StepStatus(int(self.index.status[step])),
+            batch_size=int(index.batch_sizes[step]),
+            seconds=float(index.seconds[step]),
+            status=StepStatus(int(index.status[step])),
+            pruning_error=_plain(index.pruning_error[step]),
+            rounding_error=_plain(index.rounding_error[step]),
+            edited=bool(index.edited[step]),
         )
 
-    def read(self, step: int) -> dict[str, LayerDelta]:
-        """The delta of a step, by name of the layer, in the order of the signature.
+    def parts(self, step: int) -> list[StepPart]:
+        """What each rank stored of a step, still encoded, every checksum checked.
+
+        Local payloads are views into the mapped file: nothing is copied, and they stay valid while they are referred
+        to, even after a purge has removed the file.
 
         Raises:
             MissingDeltaError: there is no such step, or it has no delta.
@@ -104,24 +125,43 @@ class StoreReader:
         if status is not StepStatus.STORED:
             remedy = f"The delta is not there because {REASONS[status]}."
             raise MissingDeltaError(expected("step", "one whose delta is stored", f"{step} ({status.name})", remedy))
+        return [self._part(rank, segment, step, payload=True) for rank, segment in segments]
+
+    def read(self, step: int) -> dict[str, LayerDelta]:
+        """The delta of a step, by name of the layer, in the order of the signature.
+
+        Raises:
+            MissingDeltaError: there is no such step, or it has no delta.
+            StoreCorruptedError: it is damaged.
+        """
         deltas: dict[int, LayerDelta] = {}
-        for rank, segment in segments:
-            name, index = f"{rank_directory(rank)}/{segment.ref.name}", step - segment.ref.start
+        for part in self.parts(step):
             try:
-                payload = self._files.read(name, *segment.payload_span(index))
-                segment.check_payload(index, payload)
-                parts = decode_step(segment.step(index, payload), self._signature, segment.compression)
-            except (ValueError, OSError) as error:
-                raise corrupted(name, [step], error) from error
-            for part in parts:
-                if part.layer in deltas:
-                    raise corrupted(name, [step], f"layer {part.layer} twice")
-                deltas[part.layer] = part
+                layers = decode_step(part.step, self._signature, part.compression)
+                twice = [layer.layer for layer in layers if layer.layer in deltas]
+                if twice:
+                    raise ValueError(f"layer {twice[0]} twice")
+            except ValueError as error:
+                raise corrupted(part.file, [step], error) from error
+            deltas.update((layer.layer, layer) for layer in layers)
         return {self._signature.layers[layer].name: deltas[layer] for layer in sorted(deltas)}
 
     def distinct_ids(self) -> set[SampleId]:
-        """Every id on disk, those of steps that not every rank has committed included."""
-        return {one for segments in self.segments for segment in segments for one in segment.distinct(slice(None))}
+        """Every id on disk, those of steps that not every rank has committed included.
+
+        Raises:
+            StoreCorruptedError: an id index is damaged.
+        """
+        beyond = max((commit.n_steps for commit in self.commits), default=0)
+        return StepIndex(self.segments, beyond, self.index.failed).ids_in(range(beyond))
+
+    def _part(self, rank: int, segment: Segment, step: int, *, payload: bool) -> StepPart:
+        name, index = f"{rank_directory(rank)}/{segment.ref.name}", step - segment.ref.start
+        try:
+            encoded = segment.step(index, segment.payload(index) if payload else b"")
+        except (ValueError, OSError) as error:
+            raise corrupted(name, [step], error) from error
+        return StepPart(name, encoded, segment.compression)
 
     def _at(self, step: int) -> list[tuple[int, Segment]]:
         if not 0 <= step < self.n_steps:

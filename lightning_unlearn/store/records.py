@@ -1,36 +1,36 @@
-"""One recorded step as bytes, its checksums, and the tables that hold sample ids."""
+"""One recorded step as bytes, and its checksum."""
 
 from __future__ import annotations
 
-import bisect
+import math
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_unlearn.store.codec import VALUE_CODES, EncodedLayer, decode_layer
 from lightning_unlearn.store.compression import Compression, join_payload, split_payload
+from lightning_unlearn.store.key_table import fits_int64, id_text
 from lightning_unlearn.types import IndexCodec, LayerDelta, ModelSignature, SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.file_views import Raw
 
 __all__ = [
     "ENTRY",
     "UNKNOWN_OPTIMIZER",
     "EncodedStep",
-    "IdTable",
-    "Ids",
     "check_ids",
     "decode_step",
     "encode_step",
+    "ids_bytes",
     "record_crc",
+    "record_numbers",
 ]
-
-Ids: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 
 ENTRY = np.dtype(
     [
@@ -48,7 +48,7 @@ ENTRY = np.dtype(
 UNKNOWN_OPTIMIZER = -1
 """Number of the optimizer in a record that was damaged wholly; its ids are unknown as well."""
 
-_INT64 = range(-(2**63), 2**63)
+_NUMBERS = struct.Struct("<qqqdqqffq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,9 @@ class EncodedStep:
         status: What happened to the delta.
         entries: Structured array of `ENTRY`, one for each layer.
         payload: Bytes of all layers, compressed where the segment says so.
+        pruning_error: Relative L2 error that pruning made in this rank's layers; NaN where it was not measured.
+        rounding_error: Relative L2 error that rounding made in the kept values; NaN where it was not measured.
+        edited: Whether something other than an optimizer changed the weights since the step before.
     """
 
     optimizer: int
@@ -71,7 +74,10 @@ class EncodedStep:
     seconds: float
     status: StepStatus
     entries: npt.NDArray[Any]
-    payload: bytes
+    payload: Raw
+    pruning_error: float = math.nan
+    rounding_error: float = math.nan
+    edited: bool = False
 
 
 def check_ids(sample_ids: Iterable[object]) -> tuple[SampleId, ...]:
@@ -96,77 +102,28 @@ def check_ids(sample_ids: Iterable[object]) -> tuple[SampleId, ...]:
     return tuple(checked)
 
 
-def _id_text(sample_id: SampleId) -> bytes:
-    kind = "s" if isinstance(sample_id, str) else "i"
-    return f"{kind}{sample_id}".encode("utf-8", "surrogatepass")
+def ids_bytes(sample_ids: tuple[SampleId, ...]) -> bytes:
+    r"""Ids as they go into a record's checksum: 64-bit integers, or texts with their lengths.
 
-
-def _text_id(text: bytes) -> SampleId:
-    value = text[1:].decode("utf-8", "surrogatepass")
-    return value if text[:1] == b"s" else int(value)
-
-
-def _fits_int64(sample_ids: Collection[SampleId]) -> bool:
-    return all(isinstance(sample_id, int) and sample_id in _INT64 for sample_id in sample_ids)
-
-
-class IdTable:
-    """Distinct ids of a segment that are not all 64-bit integers, sorted by their text; the place is the code.
-
-    The text of an id is `s` and its UTF-8, or `i` and its decimal digits.
-
-    Args:
-        offsets: int64 of shape (n + 1,), where each text starts in `text`.
-        text: uint8 of all texts, one after the other.
+    >>> ids_bytes((1,)), ids_bytes(("a",))
+    (b'\x01\x00\x00\x00\x00\x00\x00\x00', b'\x02\x00\x00\x00\x00\x00\x00\x00sa')
     """
-
-    def __init__(self, offsets: npt.NDArray[np.int64], text: npt.NDArray[np.uint8]) -> None:
-        self.offsets = offsets
-        self.text = text
-        self._bytes = text.tobytes()
-
-    @classmethod
-    def of(cls, sample_ids: Iterable[SampleId]) -> IdTable:
-        """The table of these ids.
-
-        >>> table = IdTable.of(["b", 7, "a", "b"])
-        >>> table[0], table.codes(["b", "c", 7]).tolist()
-        (7, [2, -1, 0])
-        """
-        texts = sorted({_id_text(sample_id) for sample_id in sample_ids})
-        offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        return cls(offsets, np.frombuffer(b"".join(texts), np.uint8))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def _text(self, code: int) -> bytes:
-        return self._bytes[self.offsets[code] : self.offsets[code + 1]]
-
-    def __getitem__(self, code: int) -> SampleId:
-        if not 0 <= code < len(self):
-            raise ValueError(f"code {code} in a table of {len(self)} ids")
-        return _text_id(self._text(code))
-
-    def codes(self, sample_ids: Iterable[SampleId]) -> npt.NDArray[np.int64]:
-        """Code of each id, -1 where the table does not hold it."""
-        found = []
-        for text in map(_id_text, sample_ids):
-            place = bisect.bisect_left(range(len(self)), text, key=self._text)
-            found.append(place if place < len(self) and self._text(place) == text else -1)
-        return np.array(found, np.int64)
+    if fits_int64(sample_ids):
+        return np.array(sample_ids, "<i8").tobytes()
+    texts = [id_text(sample_id) for sample_id in sample_ids]
+    return b"".join(struct.pack("<q", len(text)) + text for text in texts)
 
 
-def record_crc(ordinal: int, step: EncodedStep, payload_crc: int) -> int:
+def record_numbers(ordinal: int, step: EncodedStep) -> bytes:
+    """The numbers of a step as they go into its record's checksum."""
+    errors = (step.pruning_error, step.rounding_error)
+    head = (ordinal, step.optimizer, step.batch_size, step.seconds, int(step.status), len(step.sample_ids))
+    return _NUMBERS.pack(*head, *errors, step.edited)
+
+
+def record_crc(numbers: bytes, ids: Raw, entries: Raw, payload_crc: int) -> int:
     """CRC-32 of everything in a record: its ordinal, columns, ids, layer entries, and its payload's own CRC-32."""
-    numbers = (ordinal, step.optimizer, step.batch_size, step.seconds, int(step.status), len(step.sample_ids))
-    crc = zlib.crc32(struct.pack("<qqqdqq", *numbers))
-    if _fits_int64(step.sample_ids):
-        crc = zlib.crc32(np.array(step.sample_ids, "<i8").tobytes(), crc)
-    else:
-        texts = [_id_text(sample_id) for sample_id in step.sample_ids]
-        crc = zlib.crc32(b"".join(struct.pack("<q", len(text)) + text for text in texts), crc)
-    crc = zlib.crc32(step.entries.tobytes(), crc)
+    crc = zlib.crc32(entries, zlib.crc32(ids, zlib.crc32(numbers)))
     return zlib.crc32(struct.pack("<I", payload_crc), crc)
 
 
@@ -179,6 +136,9 @@ def encode_step(
     status: StepStatus,
     layers: Sequence[EncodedLayer],
     compression: Compression,
+    pruning_error: float = math.nan,
+    rounding_error: float = math.nan,
+    edited: bool = False,
 ) -> EncodedStep:
     """Put the encoded layers of a step together."""
     rows = [
@@ -194,7 +154,18 @@ def encode_step(
         for layer in layers
     ]
     payload = join_payload(layers, compression)
-    return EncodedStep(optimizer, sample_ids, batch_size, seconds, status, np.array(rows, ENTRY), payload)
+    return EncodedStep(
+        optimizer,
+        sample_ids,
+        batch_size,
+        seconds,
+        status,
+        np.array(rows, ENTRY),
+        payload,
+        pruning_error,
+        rounding_error,
+        edited,
+    )
 
 
 def decode_step(step: EncodedStep, signature: ModelSignature, compression: Compression) -> list[LayerDelta]:

@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from lightning_unlearn.exceptions import StoreCorruptedError
 from lightning_unlearn.store.commits import CommitLog
 from lightning_unlearn.store.compression import Compression
+from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.store.opening import corrupted, open_segment, whole_file
 from lightning_unlearn.store.records import ENTRY, EncodedStep
-from lightning_unlearn.store.segment import Segment, SegmentRef, build_segment
+from lightning_unlearn.store.segment import SegmentRef, build_segment
+from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["corrupted", "drop_delta", "holds", "purge_segment", "read_steps", "slice_segment", "write_segment"]
+__all__ = [
+    "checked_steps",
+    "drop_delta",
+    "holds",
+    "purge_segment",
+    "read_steps",
+    "rewrite_segment",
+    "slice_segment",
+    "whole_segment",
+    "write_segment",
+]
 
 
-def corrupted(name: str, steps: Sequence[int], problem: object) -> StoreCorruptedError:
-    """The error for a damaged file: which one, the steps it costs, and what to do."""
-    lost = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}" if steps else "no step"
-    return StoreCorruptedError(
-        f"Expected `{name}` to be intact, but got: {problem}. Affected: {lost}. `lightning-unlearn store verify` lists "
-        "the damage; `DeltaStore.open(url, check=False).repair()` drops what is damaged and keeps the rest."
-    )
+def whole_segment(files: Files, directory: str, ref: SegmentRef) -> Segment:
+    """A segment all of which is about to be read, its head checked.
+
+    Raises:
+        StoreCorruptedError: it is missing, or its head is damaged.
+    """
+    name = f"{directory}/{ref.name}"
+    try:
+        read = whole_file(files, name)
+        head = read(0, ref.head_bytes)
+        if digest_of(head) != ref.digest:
+            raise ValueError("the head does not fit its checksum")
+        return open_segment(ref, head, read)
+    except (ValueError, OSError) as error:
+        raise corrupted(name, range(ref.start, ref.stop), error) from error
+
+
+def checked_steps(segment: Segment, directory: str) -> Iterator[EncodedStep]:
+    """The steps of a segment, one after the other, every checksum of records and payloads checked.
+
+    Payloads stay in the file where it is local.
+
+    Raises:
+        StoreCorruptedError: a step is damaged.
+    """
+    for index in range(segment.n_steps):
+        try:
+            step = segment.step(index, segment.payload(index))
+        except (ValueError, OSError) as error:
+            raise corrupted(f"{directory}/{segment.ref.name}", [segment.ref.start + index], error) from error
+        yield step
 
 
 def read_steps(files: Files, directory: str, ref: SegmentRef) -> tuple[Segment, list[EncodedStep]]:
-    """A whole segment, every checksum checked.
+    """A whole segment, every checksum of its records checked.
 
     Raises:
         StoreCorruptedError: it is missing, or a part does not fit its checksum.
     """
-    name, steps = f"{directory}/{ref.name}", []
-    try:
-        data = files.read(name)
-        segment = Segment(ref, data[: ref.head_bytes])
-        for index in range(segment.n_steps):
-            start, stop = segment.payload_span(index)
-            segment.check_record(index)
-            segment.check_payload(index, data[start:stop])
-            steps.append(segment.step(index, data[start:stop]))
-    except (ValueError, OSError) as error:
-        raise corrupted(name, range(ref.start, ref.stop), error) from error
-    return segment, steps
+    segment = whole_segment(files, directory, ref)
+    return segment, list(checked_steps(segment, directory))
 
 
 def write_segment(
@@ -63,21 +90,29 @@ def slice_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef, 
     return write_segment(log, store_id, ref.start, steps[: stop - ref.start], segment.compression)
 
 
+def rewrite_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef) -> SegmentRef:
+    """Publish a segment as it is, in the current format version."""
+    return slice_segment(files, log, store_id, ref, ref.stop)
+
+
 def drop_delta(step: EncodedStep, status: StepStatus, without: Collection[SampleId] = ()) -> EncodedStep:
     """A step without its delta, and without some of its ids."""
-    ids = tuple(sample_id for sample_id in step.sample_ids if sample_id not in without)
-    empty = np.empty(0, ENTRY)
-    return EncodedStep(step.optimizer, ids, step.batch_size, step.seconds, status, empty, b"")
+    return replace(_drop_ids(step, without), status=status, entries=np.empty(0, ENTRY), payload=b"")
 
 
 def _drop_ids(step: EncodedStep, without: Collection[SampleId]) -> EncodedStep:
-    ids = tuple(sample_id for sample_id in step.sample_ids if sample_id not in without)
-    return EncodedStep(step.optimizer, ids, step.batch_size, step.seconds, step.status, step.entries, step.payload)
+    if not without:
+        return step
+    return replace(step, sample_ids=tuple(sample_id for sample_id in step.sample_ids if sample_id not in without))
 
 
 def holds(segment: Segment, sample_ids: Collection[SampleId], steps: Collection[int]) -> bool:
-    """Whether a segment holds one of the ids, or the delta of one of the steps."""
-    if segment.positions(sample_ids).size:
+    """Whether a segment holds one of the ids, or the delta of one of the steps.
+
+    Raises:
+        ValueError, OSError: its id index is damaged or missing.
+    """
+    if len(segment.occurrences(sample_ids)[0]):
         return True
     return any(
         segment.ref.start <= step < segment.ref.stop and segment.status[step - segment.ref.start] == StepStatus.STORED

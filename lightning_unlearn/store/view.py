@@ -15,9 +15,9 @@ from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
 from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
 from lightning_unlearn.store.maintenance import total_bytes
+from lightning_unlearn.store.opening import corrupted
 from lightning_unlearn.store.reader import StoreReader
 from lightning_unlearn.store.records import UNKNOWN_OPTIMIZER, check_ids
-from lightning_unlearn.store.rewrite import corrupted
 from lightning_unlearn.types import (
     DataFingerprint,
     LayerDelta,
@@ -37,6 +37,11 @@ __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
 
 STORE, INITIAL, LINEAGE = "store.json", "initial.safetensors", "lineage.json"
 """Names of a store's documents; `store.json` names the other two where they are called otherwise."""
+
+
+def _median(errors: npt.NDArray[np.float32]) -> float | None:
+    measured = errors[~np.isnan(errors)]
+    return float(np.median(measured)) if measured.size else None
 
 
 class StoreView:
@@ -121,11 +126,11 @@ class StoreView:
         _ = self.reader, self.lineage
 
     def info(self) -> StoreInfo:
-        """What the store holds; reads every head, but no delta."""
+        """What the store holds; reads every head and every id, but no delta."""
         index, lineage = self.reader.index, self.lineage
         segments = [segment for rank in self.reader.segments for segment in rank]
-        kept = sum(int(segment.entries["kept"].sum()) for segment in segments)
-        payload = sum(segment.ref.bytes - segment.ref.head_bytes for segment in segments)
+        kept = sum(int(segment.columns["kept"].sum()) for segment in segments)
+        payload = sum(segment.ref.payload_bytes for segment in segments)
         return StoreInfo(
             url=self.url,
             store_id=self.store_id,
@@ -134,8 +139,11 @@ class StoreView:
             bytes=total_bytes(self._files, self.world_size),
             bytes_per_kept=payload / kept if kept else 0.0,
             kept=kept,
-            distinct_ids=len(index.ids_in(range(self.n_steps))),
+            distinct_ids=index.count_distinct(),
             seconds=float(index.seconds.sum()),
+            pruning_error=_median(index.pruning_error),
+            rounding_error=_median(index.rounding_error),
+            edited=int(index.edited.sum()),
             world_size=self.world_size,
             settings=self.settings,
             data=self.data,

@@ -1,5 +1,6 @@
 """Small stores with known content, and a switch that ends the process's writing at the n-th primitive."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -93,6 +94,14 @@ def holds_step(store, step, want, status=StepStatus.STORED):
     if Counter(record.sample_ids) != Counter(want["sample_ids"]):
         return False
     return status is not StepStatus.STORED or same_deltas(store.read(step), want["deltas"])
+
+
+def tensor_span(path, name):
+    """Where in a safetensors file a tensor lies."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+    return 8 + length + start, 8 + length + stop
 
 
 class Killed(BaseException):

@@ -99,7 +99,7 @@ def test_another_format_version(tmp_path, kind, monkeypatch):
     data = to_document(kind, body)
     monkeypatch.undo()
     (tmp_path / "s" / name).write_bytes(data)
-    with pytest.raises(StoreMismatchError, match="format version 1, but got 99"):
+    with pytest.raises(StoreMismatchError, match="format version 1 to 2, but got 99"):
         DeltaStore.open(store.url)
 
 

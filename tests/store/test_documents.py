@@ -46,7 +46,7 @@ def test_another_version_is_intact_but_refused():
         "checksum": hashlib.blake2b(text, digest_size=16).hexdigest(),
         "body": BODY,
     }
-    with pytest.raises(StoreMismatchError, match=f"version {FORMAT_VERSION}, but got {version}"):
+    with pytest.raises(StoreMismatchError, match=f"version 1 to {FORMAT_VERSION}, but got {version}"):
         from_document("note", "n", json.dumps(envelope).encode())
 
 

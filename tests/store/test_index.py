@@ -1,5 +1,6 @@
 import time
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from lightning_unlearn.store.index import StepIndex, in_ranges
 from lightning_unlearn.store.records import encode_step
-from lightning_unlearn.store.segment import Segment, build_segment
+from lightning_unlearn.store.segment import build_segment
+from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import StepStatus
 
 IDS = st.one_of(st.integers(0, 12), st.sampled_from(["a", "b", "7"]))
@@ -25,7 +27,9 @@ def segments_of(steps, cut, status=StepStatus.STORED):
                 for one in part
             ]  # fmt: skip
             ref, chunks = build_segment(encoded, name="s", start=start, rank=0, store_id="", compression=None)
-            made.append(Segment(ref, chunks[0]))
+            data = memoryview(b"".join(chunks))
+            read = partial(lambda data, start, stop: data[start:stop], data)
+            made.append(Segment(ref, chunks[0], read))
     return made
 
 
@@ -48,6 +52,7 @@ def test_against_plain_loops(first, second, cut, wanted, ranged):
     assert index.batch_sizes.tolist() == [len(merged[s]) for s in range(n_steps)]
     assert index.seconds.tolist() == [1.0 + max(len(first[s]), len(second[s])) for s in range(n_steps)]
     assert set(index.status.tolist()) <= {StepStatus.UNWATCHED}
+    assert index.count_distinct() == len({one for s in range(n_steps) for one in merged[s]})
 
 
 @pytest.mark.parametrize("within", [[], [(2, 2)], [(0, 1), (1, 4), (6, 7)]])

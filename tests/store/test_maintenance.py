@@ -3,6 +3,7 @@
 import random
 import secrets
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import zstandard
 
 from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.reader import load_segment
+from lightning_unlearn.store.opening import load_segment
 from lightning_unlearn.types import StepStatus
-from tests.helpers.stores import Steps, holds_step, make_store
+from tests.helpers.stores import Steps, holds_step, make_store, tensor_span
 
 N_STEPS = 9
 STEPS = Steps(keys=True)
@@ -83,16 +84,42 @@ def test_a_flipped_bit_of_a_delta_costs_that_step(tmp_path, compression):
     assert repaired.lost_ids([(0, 9)]) == 0
 
 
-def test_a_flipped_bit_of_the_ids_costs_that_steps_record(tmp_path):
+def damage(store, step, name, place):
+    """Flip a bit of a tensor of the segment that holds a step; `place` counts from the tensor's start."""
+    path, ref = segment_path(store, step)
+    start, stop = tensor_span(path, name)
+    assert 0 <= place < stop - start
+    flip(path, start + place, bit=0)
+    return ref
+
+
+def test_a_flipped_bit_of_the_ids_costs_their_order_and_the_delta(tmp_path):
     store = recorded(tmp_path / "s")
-    path, ref = segment_path(store, 2)
-    segment = load_segment(store.files, "rank-00000", ref)
-    place = path.read_bytes().index(segment.ids.tobytes()) + 4 * int(segment.ids_offset[2])
-    flip(path, place, bit=0)
-    # A look-up over a damaged head could miss steps, so nothing is read before the repair.
-    assert never_wrong(DeltaStore.open(store.url)) == list(range(9))
-    with pytest.raises(StoreCorruptedError, match=rf"{ref.name}.*steps 0 to 3"):
-        DeltaStore.open(store.url).steps_of([1])
+    ref = segment_path(store, 2)[1]
+    place = int(load_segment(store.files, "rank-00000", ref).ids_offset[2])
+    damage(store, 2, "ids", 4 * place)
+    assert never_wrong(DeltaStore.open(store.url)) == [2]
+    report = store.verify()
+    assert report.damaged_steps == (2,)
+    assert report.damages[0].lost_ids == ()
+    assert "(id index, ids)" in str(report) or "(ids)" in str(report)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    # the id index knew them a second time
+    assert Counter(repaired.record(2).sample_ids) == Counter(STEPS[2]["sample_ids"])
+    assert all(2 in repaired.steps_of([one]) for one in STEPS[2]["sample_ids"])
+    assert repaired.record(2).status is StepStatus.LOST
+    assert repaired.lost_ids([(0, 9)]) == 0
+    assert all(holds_step(repaired, step, STEPS[step]) for step in range(9) if step != 2)
+
+
+def test_ids_and_their_index_both_damaged_cost_that_steps_record(tmp_path):
+    store = recorded(tmp_path / "s")
+    ref = segment_path(store, 2)[1]
+    place = int(load_segment(store.files, "rank-00000", ref).ids_offset[2])
+    damage(store, 2, "ids", 4 * place)
+    damage(store, 2, "index.ids", 0)
     report = store.verify()
     assert report.damaged_steps == report.damages[0].lost_ids == (2,)
     store.repair()
@@ -102,6 +129,79 @@ def test_a_flipped_bit_of_the_ids_costs_that_steps_record(tmp_path):
     assert repaired.record(2).status is StepStatus.LOST
     assert repaired.lost_ids([(0, 9)]) == 1
     assert all(holds_step(repaired, step, STEPS[step]) for step in range(9) if step != 2)
+
+
+def test_a_flipped_bit_of_a_layers_description_costs_the_delta_and_no_id(tmp_path):
+    store = recorded(tmp_path / "s")
+    damage(store, 6, "entries", 2 * 4 * 38 + 5)  # the third step of the segment
+    assert never_wrong(DeltaStore.open(store.url)) == [6]
+    report = store.verify()
+    assert (report.damaged_steps, report.damages[0].lost_ids) == ((6,), ())
+    assert "(layers)" in str(report)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    assert all(holds_step(repaired, s, STEPS[s], StepStatus.LOST if s == 6 else StepStatus.STORED) for s in range(9))
+
+
+@pytest.mark.parametrize("name", ["index.ids", "index.steps"])
+def test_a_damaged_id_index_costs_nothing(tmp_path, name):
+    store = recorded(tmp_path / "s")
+    ref = damage(store, 6, name, 9)
+    assert never_wrong(DeltaStore.open(store.url)) == []
+    asked = STEPS[6]["sample_ids"][:1]
+    for ask in (store.steps_of, store.unseen):
+        with pytest.raises(StoreCorruptedError, match=rf"{ref.name}.*id index.*steps 4 to 8"):
+            ask(asked)
+    with pytest.raises(StoreCorruptedError, match="repair"):
+        store.purge(asked)
+    report = store.verify()
+    assert not report.ok
+    assert report.damaged_steps == ()
+    assert "(id index)" in str(report)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    assert never_wrong(repaired) == []
+    assert 6 in repaired.steps_of(asked)
+
+
+@pytest.mark.parametrize("name", ["index.fence", "index.crc32", "key.crc32", "padding", "seconds", "kept"])
+def test_a_damaged_head_is_not_read_and_costs_only_what_no_record_confirms(tmp_path, name):
+    store = make_store(tmp_path / "s")
+    with store.writer() as writer:
+        STEPS.fill(writer, 9)
+    store.refresh()
+    damage(store, 0, name, 0)
+    with pytest.raises(StoreCorruptedError, match="the head does not fit"):
+        DeltaStore.open(store.url).record(5)
+    report = store.verify()
+    lost = (0,) if name in ("seconds", "kept") else ()
+    assert (report.damaged_steps, report.damages[0].lost_ids) == (lost, lost)
+    assert "(head" in str(report)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    assert all(holds_step(repaired, step, STEPS[step]) for step in range(9) if step not in lost)
+    assert all(1 in repaired.steps_of([one]) for one in STEPS[1]["sample_ids"])
+
+
+def test_a_damaged_key_costs_the_steps_that_use_it(tmp_path):
+    store = recorded(tmp_path / "s")
+    path, ref = segment_path(store, 6)
+    key = next(one for one in STEPS[6]["sample_ids"] if isinstance(one, str))
+    users = [step for step in range(ref.start, ref.stop) if key in STEPS[step]["sample_ids"]]
+    assert 6 in users
+    assert len(users) < 5
+    place = path.read_bytes().index(f"s{key}".encode()) - tensor_span(path, "key.text")[0]
+    damage(store, 6, "key.text", place + 3)
+    report = store.verify()
+    assert report.damaged_steps == report.damages[0].lost_ids == tuple(users)
+    assert "key table" in str(report)
+    store.repair()
+    repaired = DeltaStore.open(store.url)
+    assert repaired.verify().ok
+    assert all(holds_step(repaired, step, STEPS[step]) for step in range(9) if step not in users)
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -116,7 +216,7 @@ def test_bits_flipped_anywhere_give_no_wrong_number(tmp_path, compression):
             flip(path, rng.randrange(len(whole)), rng.randrange(8))
             kinds.add(outcome(intact.url, path.name))
             path.write_bytes(whole)
-    assert kinds - {"harmless"} == {"not opened", "steps lost", "weights lost"}
+    assert kinds - {"harmless"} == {"not opened", "steps lost", "weights lost", "index lost"}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
@@ -140,6 +240,14 @@ def outcome(url, name):
         return "not opened"
     lost = never_wrong(store)
     report = store.verify()
+    try:
+        asked = "user-0003"
+        want = [step for step in range(N_STEPS) if asked in STEPS[step]["sample_ids"]]
+        assert store.steps_of([asked]).tolist() == want
+    except StoreCorruptedError:
+        assert name in str(report)
+        if not lost:
+            return "index lost"
     if lost:
         assert set(report.damaged_steps) <= set(lost)
         assert name in str(report)
