@@ -198,7 +198,7 @@ class DeltaRecorder(Callback):
             seed=self._seed,
             share=not self._background,
         )
-        complete = [capture.watch(optimizer) for optimizer in trainer.optimizers]
+        complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
         session = RecordingSession.open(
             trainer,
             module,

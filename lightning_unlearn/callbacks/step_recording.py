@@ -150,7 +150,7 @@ class StepRecording:
         seconds, self._last_step = now - self._last_step, now
         deltas, status = None, StepStatus.UNWATCHED
         if self._is_watched(ids):
-            deltas, status = self._capture.changes(optimizer, self._session.writer.n_steps), StepStatus.STORED
+            deltas, status = self._capture.changes(optimizer, self._session.writer.n_steps).deltas, StepStatus.STORED
         else:
             self._capture.skip(optimizer)
         self._session.writer.append(

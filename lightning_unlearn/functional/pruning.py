@@ -7,6 +7,7 @@ count, the choice, and the order do not depend on the device, the thread count o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,17 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_unlearn.functional.selection import Selector
 from lightning_unlearn.utilities.checks import check_fraction, expected
 
-__all__ = ["SelectionScratch", "keep_of", "kept_count", "largest_entries", "largest_entries_global", "random_entries"]
-
-# Without its sign bit a float32 is an int32 that orders like the magnitude; from this value on it is inf or NaN.
-_MAGNITUDE_BITS = 0x7FFFFFFF
-_INFINITY_BITS = 0x7F800000
-_TIE_SAMPLE = 2048
+__all__ = [
+    "keep_of",
+    "kept_count",
+    "largest_entries",
+    "largest_entries_global",
+    "random_entries",
+    "split_positions",
+]
 
 
 def kept_count(numel: int, keep: float) -> int:
@@ -56,23 +59,6 @@ def keep_of(name: str, keep: float, overrides: Mapping[str, float] | None = None
     return next((value for pattern, value in (overrides or {}).items() if fnmatchcase(name, pattern)), keep)
 
 
-class SelectionScratch:
-    """Buffers for `largest_entries` on the CPU, allocated once: fresh pages cost more than the selection itself.
-
-    Args:
-        numel: Entries of the largest layer that will be selected from.
-
-    >>> scratch = SelectionScratch(4)
-    >>> largest_entries(torch.tensor([1.0, -3.0, 2.0, 0.0]), 2, scratch)
-    tensor([1, 2])
-    """
-
-    def __init__(self, numel: int) -> None:
-        self.bits = torch.empty(numel, dtype=torch.int32)
-        self.work = torch.empty(numel, dtype=torch.int32)
-        self.mask = torch.empty(numel, dtype=torch.bool)
-
-
 def _check_values(values: Tensor, k: int) -> None:
     if values.ndim != 1 or values.dtype != torch.float32:
         got = (values.dtype, tuple(values.shape))
@@ -87,7 +73,7 @@ def _refuse_non_finite(values: Tensor) -> ValueError:
     return ValueError(expected("values", "finite everywhere", f"{float(values[bad])} at position {bad}", remedy))
 
 
-def largest_entries(values: Tensor, k: int, scratch: SelectionScratch | None = None) -> Tensor:
+def largest_entries(values: Tensor, k: int, selector: Selector | None = None) -> Tensor:
     """Positions of the `k` entries of largest magnitude, ascending; of equal magnitudes the lowest position wins.
 
     An entry that is exactly zero is never kept, so fewer than `k` positions come back where there are fewer non-zero
@@ -96,7 +82,7 @@ def largest_entries(values: Tensor, k: int, scratch: SelectionScratch | None = N
     Args:
         values: float32 of shape (n,).
         k: How many to keep, from 0 to n.
-        scratch: Buffers to reuse on the CPU, for layers of at most its size.
+        selector: Scratch to reuse on the CPU.
 
     Returns:
         int64 of shape (min(k, non-zero entries),), on the device of `values`.
@@ -111,14 +97,18 @@ def largest_entries(values: Tensor, k: int, scratch: SelectionScratch | None = N
     """
     _check_values(values, k)
     values = values.detach()
-    if values.device.type == "cpu":
-        return _largest_on_cpu(values.contiguous(), k, scratch)
-    if not bool(torch.isfinite(values).all()):
-        raise _refuse_non_finite(values)
-    magnitude = values.abs()
+    if k == 0 or values.device.type != "cpu":
+        if not bool(torch.isfinite(values).all()):
+            raise _refuse_non_finite(values)
+        return _largest_on_device(values.abs(), k)
+    found = (selector or Selector()).select(values.contiguous().numpy(), None, k)
+    return torch.from_numpy(found.positions.astype(np.int64, copy=False))
+
+
+def _largest_on_device(magnitude: Tensor, k: int) -> Tensor:
     k = min(k, int(torch.count_nonzero(magnitude)))
     if k == 0:
-        return torch.empty(0, dtype=torch.int64, device=values.device)
+        return torch.empty(0, dtype=torch.int64, device=magnitude.device)
     # topk alone would leave the choice among equal magnitudes to the device, so only its threshold is used.
     threshold = torch.topk(magnitude, k).values[-1]
     above = torch.nonzero(magnitude > threshold).flatten()
@@ -126,78 +116,13 @@ def largest_entries(values: Tensor, k: int, scratch: SelectionScratch | None = N
     return torch.cat((above, ties)).sort().values
 
 
-def _largest_on_cpu(values: Tensor, k: int, scratch: SelectionScratch | None) -> Tensor:
-    """`numpy.partition` on the bits: vectorised, and ten times as fast as `torch.topk`."""
-    n = values.numel()
-    if scratch is None or scratch.bits.numel() < n:
-        scratch = SelectionScratch(n)
-    bits, mask = scratch.bits[:n], scratch.mask[:n]
-    torch.bitwise_and(values.view(torch.int32), _MAGNITUDE_BITS, out=bits)
-    magnitude: NDArray[np.int32] = bits.numpy()
-    nonzero = int(np.count_nonzero(magnitude))
-    if nonzero <= k:
-        if n and int(magnitude.max()) >= _INFINITY_BITS:
-            raise _refuse_non_finite(values)
-        return torch.from_numpy(np.flatnonzero(magnitude))
-    if k == 0:
-        if int(magnitude.max()) >= _INFINITY_BITS:
-            raise _refuse_non_finite(values)
-        return torch.empty(0, dtype=torch.int64)
-    threshold = _threshold(magnitude, nonzero, k, scratch.work[:n].numpy())
-    if threshold >= _INFINITY_BITS or int(magnitude.max()) >= _INFINITY_BITS:
-        raise _refuse_non_finite(values)
-    torch.ge(bits, threshold, out=mask)
-    positions = np.flatnonzero(mask.numpy())
-    if positions.size > k:  # several entries are exactly as large as the last one kept
-        ties = np.flatnonzero(magnitude[positions] == threshold)
-        positions = np.delete(positions, ties[-(positions.size - k) :])
-    return torch.from_numpy(positions)
-
-
-def _threshold(magnitude: NDArray[np.int32], nonzero: int, k: int, work: NDArray[np.int32]) -> int:
-    """The `k`-th largest magnitude, for 0 < k < nonzero. Exact on every path; they differ in speed only.
-
-    A vectorised partition is the fastest, except where very many values are equal: then it is up to 35 times slower.
-    Zeros come from what a batch does not touch (rows of an embedding, borders of a kernel), other ties from Adam's
-    first steps and from 16-bit weights.
-    """
-    n = magnitude.size
-    if nonzero < 0.75 * n:
-        work = work[:nonzero]
-        np.compress(magnitude > 0, magnitude, out=work)
-    else:
-        np.copyto(work, magnitude)
-    sample = work[:: max(1, work.size // _TIE_SAMPLE)]
-    if work.size > _TIE_SAMPLE and np.unique(sample).size < sample.size / 2:
-        return _threshold_by_counting(work, k)
-    work.partition(work.size - k)
-    return int(work[work.size - k])
-
-
-def _threshold_by_counting(magnitude: NDArray[np.int32], k: int) -> int:
-    """The `k`-th largest value, by counting the upper 16 bits and then the lower ones of those that share them."""
-
-    def place(digits: NDArray[np.int32], rank: int) -> tuple[int, int]:
-        at_least = np.bincount(digits, minlength=1)[::-1].cumsum()[::-1]  # how many digits are this large or larger
-        digit = int(np.flatnonzero(at_least >= rank)[-1])
-        above = int(at_least[digit + 1]) if digit + 1 < at_least.size else 0
-        return digit, rank - above
-
-    upper = magnitude >> 16
-    digit, rank = place(upper, k)
-    lower, _ = place(magnitude[upper == digit] & 0xFFFF, rank)
-    return (digit << 16) | lower
-
-
-def largest_entries_global(
-    layers: Sequence[Tensor], k: int, scratch: SelectionScratch | None = None
-) -> tuple[Tensor, ...]:
+def largest_entries_global(layers: Sequence[Tensor], k: int, selector: Selector | None = None) -> tuple[Tensor, ...]:
     """Like `largest_entries`, but with one threshold over several layers.
 
     Args:
         layers: float32 tensors of shapes (n_i,).
         k: How many entries to keep in all layers together.
-        scratch: Buffers to reuse on the CPU, of the size of all layers together.
+        selector: Scratch to reuse on the CPU.
 
     Returns:
         For each layer the kept positions inside it, ascending int64; empty where nothing is kept.
@@ -210,9 +135,17 @@ def largest_entries_global(
     """
     if not layers:
         return ()
-    positions = largest_entries(torch.cat(tuple(layers)), k, scratch)
-    starts = torch.tensor([0, *np.cumsum([layer.numel() for layer in layers]).tolist()], device=positions.device)
-    bounds = torch.searchsorted(positions, starts).tolist()
+    return split_positions(largest_entries(torch.cat(tuple(layers)), k, selector), [one.numel() for one in layers])
+
+
+def split_positions(positions: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Ascending positions in a concatenation of layers -> positions in each of them, of the same dtype.
+
+    >>> split_positions(torch.tensor([1, 2, 4]), [2, 1, 2])
+    (tensor([1]), tensor([0]), tensor([1]))
+    """
+    starts = torch.tensor([0, *itertools.accumulate(sizes)], device=positions.device)
+    bounds = torch.searchsorted(positions, starts.to(positions.dtype)).tolist()
     return tuple(
         positions[first:last] - start
         for first, last, start in zip(bounds[:-1], bounds[1:], starts.tolist()[:-1], strict=True)
