@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording, describe_optimizer
+from lightning_unlearn.callbacks.recording_settings import FEW_TRAINABLE, trainable_share
 from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.joined_writer import JoinedWriter
@@ -59,13 +60,24 @@ class RecordingSession:
     """
 
     def __init__(
-        self, trainer: Trainer, store: DeltaStore, writer: StoreWriter | JoinedWriter, origin: _Origin
+        self,
+        trainer: Trainer,
+        module: nn.Module,
+        store: DeltaStore,
+        writer: StoreWriter | JoinedWriter,
+        origin: _Origin,
     ) -> None:
         self.store = store
         self.writer = writer
         self._trainer = trainer
         self._origin = origin
         self._last: tuple[str, int] | None = None
+        known = store.initial_weights() if store.frozen else {}
+        self._left_out = {
+            id(parameter): name
+            for name, parameter in module.named_parameters()
+            if name in store.frozen and name not in known
+        }
 
     @classmethod
     def open(
@@ -109,13 +121,14 @@ class RecordingSession:
                     remedy = "Point the recorder to that store, or train from the start."
                     raise StoreMismatchError(expected("ckpt_path", "a checkpoint of this recording", got, remedy))
                 # `create` copies what it is given.
-                initial = {**dict(module.named_parameters()), **float_buffers(module)}
+                initial, frozen = _initial_weights(module)
                 DeltaStore.create(
                     url,
                     signature=model_signature(module),
                     settings=settings,
                     data=data,
                     initial=initial,
+                    frozen=frozen,
                     world_size=world_size,
                 )
                 return _Origin(0, (), ())
@@ -151,7 +164,27 @@ class RecordingSession:
         except BaseException:
             writer.abandon()
             raise
-        return cls(trainer, store, writer, origin)
+        return cls(trainer, module, store, writer, origin)
+
+    def about_to_train(self, optimizer: Optimizer) -> None:
+        """To be called before every step: parameters whose initial values were left out may be trained from now on.
+
+        Raises:
+            StoreMismatchError: something else has changed them since the recording began; on every rank.
+        """
+        if not self._left_out:
+            return
+        found = {
+            self._left_out[id(parameter)]: parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in self._left_out and parameter.requires_grad
+        }
+        if found:
+            self.store.check_unchanged(found)
+            if self._trainer.is_global_zero:
+                self.store.add_initial(found)
+            self._left_out = {key: name for key, name in self._left_out.items() if name not in found}
 
     def state(self, module: nn.Module, *, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
@@ -163,7 +196,13 @@ class RecordingSession:
 
         Returns:
             Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
+
+        Raises:
+            StoreMismatchError: a parameter that was frozen as the recording began, and still is, has changed.
         """
+        if self._left_out:
+            parameters = dict(module.named_parameters())
+            self.store.check_unchanged({name: parameters[name] for name in self._left_out.values()})
         self.writer.flush()
         together = collective or self._trainer.world_size == 1
         if together:
@@ -187,6 +226,20 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
+
+
+def _initial_weights(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and float buffers whose values are stored, and parameters of which a digest is enough.
+
+    Where few parameters are trained (adapters on a large model), the others would be most of the store, and are there
+    anyhow as the base model.
+    """
+    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
+    few = trainable_share(module) < FEW_TRAINABLE
+    frozen: dict[str, Tensor] = {
+        name: parameter for name, parameter in module.named_parameters() if few and not parameter.requires_grad
+    }
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
 
 
 def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> RecordingSettings | None:

@@ -119,6 +119,7 @@ class StepRecording:
             self.save_state()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._session.about_to_train(optimizer)
         self._capture.watch(optimizer)
 
     def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:

@@ -256,7 +256,9 @@ class DeletionLedger:
         return entry
 
     def _state(self, module: nn.Module, ranges: tuple[tuple[int, int], ...], edits: tuple[str, ...]) -> ModelState:
-        travel = parameter_distance(module, self.store.initial_weights())
+        initial = self.store.initial_weights()
+        self.store.check_frozen(module, known=initial)
+        travel = parameter_distance(module, initial)
         return ModelState(weights_digest(module), ranges, edits, travel, parameter_norm(module))
 
     def _hash(self, sample_id: SampleId) -> str:

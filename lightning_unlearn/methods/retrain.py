@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -65,12 +65,15 @@ class Retrain(Procedure):
 
         Raises:
             MissingRequirementError: neither a store nor a `module_factory` gives the initial weights.
+            StoreMismatchError: parameters that were frozen in the recorded training have other values now.
         """
         if self._module_factory is not None:
             module = self._module_factory()
         elif context.store is not None:
             module = context.module
-            restore_initial_weights(module, context.store.initial_weights())
+            initial = context.store.initial_weights()
+            context.store.check_frozen(module, known=initial)
+            restore_initial_weights(module, initial, unchanged=context.store.frozen)
         else:
             raise MissingRequirementError(f"Retrain needs {Requirement.INITIAL_WEIGHTS.value}.")
         if context.seed is not None:
@@ -84,16 +87,23 @@ class Retrain(Procedure):
 
 
 @torch.no_grad()
-def restore_initial_weights(module: nn.Module, initial: dict[str, torch.Tensor]) -> None:
+def restore_initial_weights(
+    module: nn.Module, initial: Mapping[str, torch.Tensor], *, unchanged: Container[str] = ()
+) -> None:
     """Put recorded initial values into parameters and float buffers, and the batch counters of normalisation to zero.
 
     Other integer and boolean buffers (masks, position numbers) are constants of the architecture and stay.
+
+    Args:
+        module: The module.
+        initial: Recorded values by name.
+        unchanged: Parameters that still have their initial values.
 
     Raises:
         ValueError: a parameter has no recorded initial value; nothing was changed.
     """
     tensors = {**dict(module.named_parameters()), **float_buffers(module)}
-    unknown = [name for name, _ in module.named_parameters() if name not in initial]
+    unknown = [name for name, _ in module.named_parameters() if name not in initial and name not in unchanged]
     if unknown:
         raise ValueError(expected("initial", "values for every parameter", f"none for {unknown[0]}"))
     for name, tensor in tensors.items():

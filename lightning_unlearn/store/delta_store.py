@@ -131,13 +131,7 @@ class DeltaStore(StoreView):
         """
         known = self.initial_weights()
         new = {name: tensor for name, tensor in tensors.items() if name not in known}
-        changed = [name for name, tensor in new.items() if tensors_digest({name: tensor}) != self.frozen.get(name)]
-        if changed:
-            rule = "parameters with the values that they had as the recording began"
-            remedy = (
-                "Something other than an optimizer changed them while they were frozen: record into a new directory."
-            )
-            raise StoreMismatchError(expected("tensors", rule, f"other values of {shorten(changed)}", remedy))
+        self.check_unchanged(new)
         if new:
             weights = _to_bytes(new)
             digest = digest_of(weights)

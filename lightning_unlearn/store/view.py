@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -234,11 +234,18 @@ class StoreView:
             StoreMismatchError: one of them changed, or is not there.
         """
         parameters = dict(module.named_parameters())
-        left = {name: digest for name, digest in self.frozen.items() if name not in known}
+        self.check_unchanged({name: parameters.get(name) for name in self.frozen if name not in known})
+
+    def check_unchanged(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """Check that parameters that were frozen as the recording began have the values that they had then.
+
+        Raises:
+            StoreMismatchError: one of them was not frozen, changed, or is not there.
+        """
         changed = [
             name
-            for name, digest in left.items()
-            if name not in parameters or tensors_digest({name: parameters[name]}) != digest
+            for name, tensor in tensors.items()
+            if tensor is None or tensors_digest({name: tensor}) != self.frozen.get(name)
         ]
         if changed:
             rule = "one whose frozen parameters are what they were as the recording began"
@@ -246,7 +253,7 @@ class StoreView:
                 "Load the base model that was fine-tuned; what is to change by anything but an optimizer must require "
                 "gradients as the recording begins, or be a buffer."
             )
-            raise StoreMismatchError(expected("model", rule, f"changed {shorten(changed)}", remedy))
+            raise StoreMismatchError(expected("model", rule, f"other values of {shorten(changed)}", remedy))
 
     def check_model(self, module: nn.Module) -> None:
         """Check that a module has the recorded parameters (and buffers, where they were recorded).
