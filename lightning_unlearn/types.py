@@ -222,6 +222,7 @@ class ModelState:
         edits: Ids of the ledger entries applied to these weights, in order.
         travel: L2 distance of the parameters to the initial weights of the lineage.
         norm: L2 norm of the parameters.
+        drifted: Whether something other than an optimizer changed them after the last of these steps.
     """
 
     digest: str
@@ -229,6 +230,7 @@ class ModelState:
     edits: tuple[str, ...]
     travel: float
     norm: float
+    drifted: bool = False
 
     @property
     def n_steps(self) -> int:

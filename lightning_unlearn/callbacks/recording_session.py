@@ -178,7 +178,7 @@ class RecordingSession:
             self._left_out[id(parameter)]: parameter
             for group in optimizer.param_groups
             for parameter in group["params"]
-            if id(parameter) in self._left_out and parameter.requires_grad
+            if id(parameter) in self._left_out and (parameter.requires_grad or parameter.grad is not None)
         }
         if found:
             self.store.check_unchanged(found)
@@ -186,11 +186,12 @@ class RecordingSession:
                 self.store.add_initial(found)
             self._left_out = {key: name for key, name in self._left_out.items() if name not in found}
 
-    def state(self, module: nn.Module, *, collective: bool = True) -> dict[str, Any]:
+    def state(self, module: nn.Module, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
 
         Args:
             module: The module that is recorded, as it is after the last appended step.
+            drifted: Whether something other than an optimizer changed this rank's layers since that step.
             collective: Whether all ranks do this together; rank 0 then waits until the others have published. Alone
                 among several, a rank cannot know that, and the weights are not made known.
 
@@ -207,6 +208,7 @@ class RecordingSession:
         together = collective or self._trainer.world_size == 1
         if together:
             self._trainer.strategy.barrier("lightning_unlearn_flush")
+            drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
         n_steps = self.writer.n_steps
         ranges = _with_range(self._origin.ranges, self._origin.n_steps, n_steps)
         digest = ""
@@ -217,7 +219,7 @@ class RecordingSession:
             if together and (digest, n_steps) != self._last:
                 travel = parameter_distance(module, self.store.initial_weights())
                 norm = parameter_norm(module)
-                self.store.add_state(ModelState(digest, ranges, self._origin.edits, travel, norm))
+                self.store.add_state(ModelState(digest, ranges, self._origin.edits, travel, norm, drifted))
                 self._last = (digest, n_steps)
         return {
             "store_id": self.store.store_id,

@@ -101,6 +101,7 @@ def recommend(
     plain_sgd: bool,
     missing: int,
     lost: int,
+    outside: int,
     retraining_seconds: float,
 ) -> str:
     """One paragraph in plain words: what will happen, what speaks against it, what to do instead."""
@@ -129,6 +130,12 @@ def recommend(
         text.append(f"{missing} of the steps have no stored delta, so the subtraction cannot be carried out.")
     if lost:
         text.append(f"{lost} damaged steps of this training lost their ids: whether they saw the samples is unknown.")
+    if outside:
+        text.append(
+            "Something other than an optimizer (weight averaging, clamping, an edit in a hook) changed these weights "
+            f"{outside} time{'s' * (outside != 1)} in {all_steps} steps: subtraction does not undo what the samples "
+            "left in those edits."
+        )
     if damage == "refuse" or specificity == "refuse":
         reasons = [
             *(["the damage"] if damage == "refuse" else []),

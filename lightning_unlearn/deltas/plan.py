@@ -34,6 +34,8 @@ class DeletionPlan:
         amounts: Step -> fraction of its delta still to subtract; steps that are subtracted already are left out.
         missing_steps: Step -> why its delta, which would be needed, is not there.
         lost_steps: Number of damaged steps in these weights whose ids are lost as well.
+        outside_edits: How often something other than an optimizer (weight averaging, clamping) changed these weights
+            between two steps or after the last one; subtraction does not undo that.
         unknown_ids: Asked ids that occur in no step of these weights.
         honoured_ids: Asked id -> ledger entry that has already forgotten it in these weights.
         collateral_ids: All other ids in the touched steps.
@@ -60,6 +62,7 @@ class DeletionPlan:
     amounts: Mapping[int, float]
     missing_steps: Mapping[int, StepStatus]
     lost_steps: int
+    outside_edits: int
     unknown_ids: tuple[SampleId, ...]
     honoured_ids: Mapping[SampleId, str]
     collateral_ids: frozenset[SampleId]
@@ -138,6 +141,7 @@ class DeletionPlan:
                 ("already forgotten", len(self.honoured_ids)),
                 ("steps without a delta", len(self.missing_steps)),
                 ("damaged steps without ids", self.lost_steps),
+                ("edits outside the optimizer", self.outside_edits),
             ]
             rows += [(label, f"{count:,}") for label, count in optional if count]
         return [*rows, ("methods", ", ".join(self.remaining_methods))]

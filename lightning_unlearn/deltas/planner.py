@@ -73,6 +73,7 @@ def make_plan(
     damage = judge_damage(relative_norm, plain_sgd, thresholds)
     specificity = judge_specificity(placement, touched, thresholds)
     lost = store.lost_ids(state.ranges)
+    outside = store.edited_steps(state.ranges) + state.drifted
     subtracting = ("PartialAmnesiac", *(("Amnesiac",) if store.settings.is_dense else ()))
     return DeletionPlan(
         request=request,
@@ -83,6 +84,7 @@ def make_plan(
         amounts=amounts,
         missing_steps=missing,
         lost_steps=lost,
+        outside_edits=outside,
         unknown_ids=tuple(store.unseen(active, within=state.ranges)),
         honoured_ids=honoured,
         collateral_ids=frozenset(store.ids_in(steps.tolist()) - set(request.sample_ids)),
@@ -108,6 +110,7 @@ def make_plan(
             plain_sgd=plain_sgd,
             missing=len(missing),
             lost=lost,
+            outside=outside,
             retraining_seconds=store.seconds_of(state.ranges),
         ),
         remaining_methods=("FineTune", "Retrain", *(() if missing else subtracting)),
@@ -124,6 +127,7 @@ def _without_store(request: RequestedSamples, scale: Scale, keep: Keep) -> Delet
         amounts={},
         missing_steps={},
         lost_steps=0,
+        outside_edits=0,
         unknown_ids=(),
         honoured_ids={},
         collateral_ids=frozenset(),

@@ -189,6 +189,7 @@ def lineage_from_dict(body: Mapping[str, Any]) -> Lineage:
                 tuple(state["edits"]),
                 state["travel"],
                 state["norm"],
+                state.get("drifted", False),
             )
             for state in body["states"]
         ),

@@ -202,6 +202,10 @@ class StoreView:
         steps = np.flatnonzero((index.status == StepStatus.LOST) & (index.optimizer == UNKNOWN_OPTIMIZER))
         return int(in_ranges(steps, ranges).sum())
 
+    def edited_steps(self, ranges: Ranges) -> int:
+        """Number of steps in the ranges before which something other than an optimizer changed the weights."""
+        return int(in_ranges(np.flatnonzero(self.reader.index.edited), ranges).sum())
+
     def initial_weights(self) -> dict[str, Tensor]:
         """Parameters and float buffers at the start, by name.
 

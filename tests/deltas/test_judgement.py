@@ -49,7 +49,8 @@ def test_other_thresholds():
 
 FACTS = {
     "samples": 20, "steps": 20, "all_steps": 460, "relative_norm": 0.03, "mean_share": 0.31, "damage": "note",
-    "specificity": "specific", "plain_sgd": False, "missing": 0, "lost": 0, "retraining_seconds": 90.0,
+    "specificity": "specific", "plain_sgd": False, "missing": 0, "lost": 0, "outside": 0,
+    "retraining_seconds": 90.0,
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_the_paragraph_says_what_it_knows():
     text = recommend(**FACTS)
     for part in ("20 ids", "20 of 460 steps", "4.3%", "3.0%", "31%", "about 1 point"):
         assert part in text
-    for part in ("Refused", "scattered", "without momentum", "no stored delta"):
+    for part in ("Refused", "scattered", "without momentum", "no stored delta", "other than an optimizer"):
         assert part not in text
 
 
@@ -70,6 +71,8 @@ def test_the_paragraph_says_what_it_knows():
         ({"plain_sgd": True}, ["SGD without momentum"]),
         ({"missing": 3}, ["3 of the steps have no stored delta"]),
         ({"lost": 2}, ["2 damaged steps"]),
+        ({"outside": 1}, ["changed these weights 1 time in 460 steps", "does not undo"]),
+        ({"outside": 7}, ["changed these weights 7 times in 460 steps"]),
         ({"damage": "warn"}, ["then=FineTune(max_steps=50)"]),
         ({"steps": 0}, ["nothing to subtract"]),
     ],
