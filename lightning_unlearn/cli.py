@@ -1,4 +1,4 @@
-"""The command line: `lightning-unlearn demo`, `store info`, `store verify`, `methods`."""
+"""The command line: `lightning-unlearn demo`, `store info`, `verify`, `compact`, `upgrade`, `methods`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods import METHODS
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.documents import FORMAT_VERSION
 
 __all__ = ["main"]
 
@@ -45,6 +46,26 @@ def store_verify(store: str, repair: bool = False) -> None:
     Console().print(str(report), highlight=False, markup=False)
     if any(not (repair and damage.repairable) for damage in report.damages):
         raise SystemExit(1)
+
+
+def store_compact(store: str) -> None:
+    """Merge neighbouring small segments of a store, such as what many checkpoints or a purge have left.
+
+    Args:
+        store: Path or URL.
+    """
+    merged = DeltaStore.open(store).compact()
+    Console().print(f"{merged} segments became part of larger ones", highlight=False, markup=False)
+
+
+def store_upgrade(store: str) -> None:
+    """Rewrite a store of an older format version in the current one; older releases cannot open it afterwards.
+
+    Args:
+        store: Path or URL.
+    """
+    rewritten = DeltaStore.open(store).upgrade()
+    Console().print(f"format version {FORMAT_VERSION}; {rewritten} segments rewritten", highlight=False, markup=False)
 
 
 def demo(output: Path = Path("unlearn_demo"), seeds: int = 3, workers: int = 2) -> None:
@@ -77,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: Any = {
         "demo": demo,
         "methods": methods,
-        "store": {"info": store_info, "verify": store_verify},
+        "store": {"info": store_info, "verify": store_verify, "compact": store_compact, "upgrade": store_upgrade},
     }
     try:
         auto_cli(commands, args=None if arguments is None else list(arguments), as_positional=True)

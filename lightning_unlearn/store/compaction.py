@@ -143,16 +143,20 @@ def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[S
     return ref
 
 
-def compact(files: Files, store_id: str, world_size: int, segment_bytes: int) -> None:
+def compact(files: Files, store_id: str, world_size: int, segment_bytes: int) -> int:
     """Merge neighbours, over all ranks, until no two of them fit into one segment.
 
     Each merge is a commit of its own: what an interruption leaves is a store that is partly compacted, and the disk
-    holds at most one segment twice.
+    holds at most one segment twice. Where nothing fits together, nothing is written but a commit.
+
+    Returns:
+        Number of segments that became part of larger ones.
 
     Raises:
         StoreMismatchError: a writer is open.
         StoreCorruptedError: a segment is damaged; repair the store first.
     """
+    count = 0
     for rank in range(world_size):
         log = CommitLog(files, store_id, rank)
         try:
@@ -161,5 +165,7 @@ def compact(files: Files, store_id: str, world_size: int, segment_bytes: int) ->
                 merged = merge_segments(files, log, store_id, refs[run])
                 log.commit((*refs[: run.start], merged, *refs[run.stop :]))
                 log.clean()
+                count += run.stop - run.start
         finally:
             log.release()
+    return count

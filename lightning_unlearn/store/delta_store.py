@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 
-from filelock import FileLock
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
-from lightning_unlearn.store import maintenance
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
-from lightning_unlearn.store.documents import digest_of, to_document
-from lightning_unlearn.store.info import VerificationReport
+from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_document
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
-from lightning_unlearn.store.records import check_ids
-from lightning_unlearn.store.view import LINEAGE, STORE, StoreView
+from lightning_unlearn.store.upkeep import StoreUpkeep
+from lightning_unlearn.store.view import STORE
 from lightning_unlearn.store.writer import SEGMENT_BYTES, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
@@ -29,7 +24,6 @@ from lightning_unlearn.types import (
     ModelState,
     OptimizerInfo,
     RecordingSettings,
-    SampleId,
 )
 from lightning_unlearn.utilities.checks import check_positive_int, expected, shorten
 from lightning_unlearn.utilities.files import Files
@@ -38,7 +32,7 @@ from lightning_unlearn.utilities.parameters import change_norm, tensors_digest
 __all__ = ["DeltaStore"]
 
 
-class DeltaStore(StoreView):
+class DeltaStore(StoreUpkeep):
     """A store of deltas; made by `create` or `open`, written by `writer`, and read by everything else.
 
     Reading sees what was committed when the store was opened or last refreshed. Opening never needs the model.
@@ -188,8 +182,13 @@ class DeltaStore(StoreView):
         """Open one rank's part for writing; see `StoreWriter`.
 
         Raises:
-            StoreMismatchError: another writer has it, or the store has no such rank.
+            StoreMismatchError: another writer has it, the store has no such rank, or it is of an older format version.
         """
+        if self.version < FORMAT_VERSION:
+            # An older release could not open the store afterwards: that is decided, it does not happen on the way.
+            rule = f"of format version {FORMAT_VERSION} to be written to"
+            remedy = f"Run `lightning-unlearn store upgrade {self.url}`, or `DeltaStore.upgrade()`, first."
+            raise StoreMismatchError(expected("store", rule, f"version {self.version}", remedy))
         if not 0 <= rank < self.world_size:
             raise StoreMismatchError(expected("rank", f"below the store's world size {self.world_size}", rank))
         return StoreWriter(
@@ -229,66 +228,6 @@ class DeltaStore(StoreView):
         """
         self.update_lineage(lambda lineage: lineage.truncated(n_steps))
 
-    def update_lineage(self, change: Callable[[Lineage], Lineage]) -> Lineage:
-        """Replace the lineage by `change(lineage)`, in one atomic write; processes of one machine take turns.
-
-        Where the file system has no locks, of two changes at the same moment the first is lost.
-        """
-        with self._turn():
-            self._lineage = None
-            lineage = change(self.lineage)
-            body = {"store_id": self.store_id, **lineage_to_dict(lineage)}
-            self._files.publish(self.lineage_file, to_document("lineage", body))
-            self._lineage = lineage
-        return lineage
-
-    def _turn(self) -> AbstractContextManager[object]:
-        return FileLock(self._files.path(f"{LINEAGE}.lock")) if self._files.is_local else nullcontext()
-
-    def verify(self) -> VerificationReport:
-        """Check every byte; damage is reported, not raised."""
-        return maintenance.verify(self._files, self.store_id, self.world_size, self._documents())
-
-    def repair(self) -> VerificationReport:
-        """Drop what is damaged and keep the rest: the delta of a step, or the step's ids too where they are damaged.
-
-        Such steps keep their place with status `LOST`. What cannot be repaired (weights, lineage) stays as it is.
-
-        Returns:
-            What was found, as `verify` does.
-        """
-        report = self.verify()
-        maintenance.repair(self._files, self.store_id, self.world_size, report)
-        self._reader = self._lineage = None
-        return report
-
-    def purge(self, sample_ids: Collection[SampleId], steps: Collection[int] = ()) -> None:
-        """Remove ids from every step, and the deltas of `steps`, for good; the rest of each record stays.
-
-        Segments are written anew and the old files deleted. A purge that was interrupted is finished by calling it
-        again; one that is finished changes nothing.
-
-        Raises:
-            StoreMismatchError: a writer is open.
-            StoreCorruptedError: a segment is damaged; repair the store first.
-            ValueError: not a collection of integers and strings.
-        """
-        ids = set(check_ids(sample_ids))
-        maintenance.purge(self._files, self.store_id, self.world_size, ids, {int(step) for step in steps})
-        self._reader = None
-
-    def _documents(self) -> dict[str, Callable[[], object]]:
-        def lineage() -> Lineage:
-            self._lineage = None
-            return self.lineage
-
-        files = {self.initial_file: self._initial_digest}
-        try:
-            files.update(lineage().initial)
-        except LightningUnlearnError:  # which is reported as the lineage's own damage
-            self._lineage = None
-        initial = {name: partial(self._read_initial, name, digest) for name, digest in files.items()}
-        return {self.lineage_file: lineage, **initial}
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:

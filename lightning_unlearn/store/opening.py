@@ -103,7 +103,7 @@ def load_segment(files: Files, directory: str, ref: SegmentRef, views: Views | N
             raise ValueError("the head does not fit its checksum")
         read = partial((views or Views(files)).read, name)
         return open_segment(ref, head, read, at_once=not files.is_local)
+    except StoreMismatchError:
+        raise
     except (ValueError, OSError) as error:
-        if isinstance(error, StoreMismatchError):
-            raise
         raise corrupted(name, range(ref.start, ref.stop), error) from error

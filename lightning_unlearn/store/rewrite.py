@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.commits import CommitLog
 from lightning_unlearn.store.compression import Compression
 from lightning_unlearn.store.documents import digest_of
@@ -43,6 +44,8 @@ def whole_segment(files: Files, directory: str, ref: SegmentRef) -> Segment:
         if digest_of(head) != ref.digest:
             raise ValueError("the head does not fit its checksum")
         return open_segment(ref, head, read)
+    except StoreMismatchError:
+        raise
     except (ValueError, OSError) as error:
         raise corrupted(name, range(ref.start, ref.stop), error) from error
 

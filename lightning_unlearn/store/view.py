@@ -10,7 +10,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
-from lightning_unlearn.store.documents import digest_of, from_document
+from lightning_unlearn.store.documents import digest_of, document_version, from_document
 from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
 from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
@@ -53,11 +53,13 @@ class StoreView:
     def __init__(self, files: Files) -> None:
         self._files = files
         try:
-            body = from_document("store", f"{files.url}/{STORE}", files.read(STORE))
+            data = files.read(STORE)
+            body = from_document("store", f"{files.url}/{STORE}", data)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreMismatchError(
                 expected("url", "a place with a store of deltas", files.url, "Record one with `DeltaRecorder`.")
             ) from error
+        self.version = document_version(data)
         self.store_id: str = body["store_id"]
         self.world_size: int = body["world_size"]
         self.signature = ModelSignature(
