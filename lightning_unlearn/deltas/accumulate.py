@@ -1,32 +1,24 @@
-"""The weighted sum of recorded deltas."""
+"""What is done with the weighted sum of recorded deltas: collected, measured, or subtracted straight from tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.functional.pruning import keep_of, kept_count, largest_entries
+from lightning_unlearn.deltas.layer_sums import layer_sums, prune
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import Keep
-from lightning_unlearn.types import LayerDelta
+from lightning_unlearn.types import LayerInfo
+from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["accumulate", "prune"]
+__all__ = ["MEMORY_BYTES", "accumulate", "prune", "subtract_from", "sum_norm"]
 
-
-def prune(delta: LayerDelta, numel: int, keep: float) -> LayerDelta:
-    """The largest entries of a layer's stored change, `ceil(keep * numel)` of them, or all where fewer are stored.
-
-    >>> prune(LayerDelta(0, torch.tensor([2, 5, 7]), torch.tensor([1.0, -3.0, 2.0])), 8, 0.25)
-    LayerDelta(layer=0, indices=tensor([5, 7]), values=tensor([-3.,  2.]))
-    """
-    count = kept_count(numel, keep)
-    if count >= delta.values.numel():
-        return delta
-    chosen = largest_entries(delta.values, count)
-    indices = chosen if delta.indices is None else delta.indices[chosen]
-    return LayerDelta(delta.layer, indices, delta.values[chosen])
+MEMORY_BYTES = 2**30
+"""Default bound on the float64 sums that are in memory at a time, where they need not all be."""
 
 
 def accumulate(
@@ -38,36 +30,81 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """Sum of `amount * delta` over steps, in float64 and in ascending order of steps, whatever order they come in.
 
-    Exact up to float64 rounding for what the store holds; one step is in memory at a time.
-
-    Args:
-        store: The store.
-        amounts: Step -> factor.
-        keep: Prune every stored delta further, layer by layer: a fraction, or pattern (`fnmatch`) -> fraction, where
-            the first match wins and layers without a match stay as they are.
-        kinds: Which kinds of layers to sum: `"parameter"`, `"buffer"`.
+    Exact up to float64 rounding for what the store holds; see `layer_sums`, whose arguments and errors these are.
 
     Returns:
         Name -> float64 tensor of the layer's shape, for every layer that changed in one of the steps.
+    """
+    sums: dict[str, Tensor] = {}
+    for group in layer_sums(store, amounts, keep=keep, kinds=kinds):
+        sums.update(group)
+    return sums
+
+
+def sum_norm(
+    store: DeltaStore,
+    amounts: Mapping[int, float],
+    *,
+    keep: Keep = None,
+    kinds: Collection[str] = ("parameter",),
+    memory_bytes: int = MEMORY_BYTES,
+) -> float:
+    """L2 norm of that sum, in bounded memory; arguments and errors are those of `layer_sums`."""
+    squares: list[float] = []
+    for group in layer_sums(store, amounts, keep=keep, kinds=kinds, memory_bytes=memory_bytes):
+        squares += [float(total.square_().sum()) for total in group.values()]
+    return math.sqrt(math.fsum(squares))
+
+
+def _check_targets(
+    tensors: Mapping[str, Tensor], layers: Collection[LayerInfo], part: Callable[[LayerInfo, Tensor], Tensor] | None
+) -> None:
+    missing = [layer.name for layer in layers if layer.name not in tensors]
+    if missing:
+        raise StoreMismatchError(expected("tensors", "all layers of the store", f"none for {shorten(missing)}"))
+    for layer in layers:
+        tensor = tensors[layer.name]
+        if not tensor.is_floating_point():
+            raise StoreMismatchError(expected(layer.name, "a floating-point tensor", tensor.dtype))
+        if part is None and tuple(tensor.shape) != layer.shape:
+            raise StoreMismatchError(expected(layer.name, f"of shape {layer.shape}", tuple(tensor.shape)))
+
+
+@torch.no_grad()
+def subtract_from(
+    tensors: Mapping[str, Tensor],
+    store: DeltaStore,
+    amounts: Mapping[int, float],
+    *,
+    keep: Keep = None,
+    kinds: Collection[str] = ("parameter",),
+    memory_bytes: int = MEMORY_BYTES,
+    part: Callable[[LayerInfo, Tensor], Tensor] | None = None,
+) -> None:
+    """Subtract the sum of `amount * delta` over steps from tensors, in place and in bounded memory.
+
+    Every weight is changed once, by its whole sum, with one rounding from float64. Names, shapes and dtypes, the
+    statuses of the steps and all checksums are checked before the first weight changes.
+
+    Args:
+        tensors: Name -> tensor of any floating dtype, memory format and device; at least the layers of these kinds.
+        store: The store.
+        amounts: Step -> factor.
+        keep: As in `layer_sums`.
+        kinds: As in `layer_sums`.
+        memory_bytes: As in `layer_sums`.
+        part: What of a layer's sum belongs to the tensor, for tensors that hold a part of the layer (a shard): is
+            called with the layer and the sum in the layer's shape.
 
     Raises:
+        StoreMismatchError: a tensor is missing, or has another shape than the layer.
         MissingDeltaError: a step has no delta.
         StoreCorruptedError: a delta is damaged.
     """
-    sums: dict[str, Tensor] = {}
-    for step in sorted(amounts):
-        for name, stored in store.read(step).items():
-            info = store.signature.layers[stored.layer]
-            if info.kind not in kinds:
-                continue
-            fraction = keep_of(name, 1.0, keep) if isinstance(keep, Mapping) else keep
-            delta = stored if fraction is None or fraction == 1.0 else prune(stored, info.numel, fraction)
-            if name not in sums:
-                sums[name] = torch.zeros(info.numel, dtype=torch.float64)
-            total = sums[name]
-            if delta.indices is None:
-                total.add_(delta.values.double(), alpha=amounts[step])
-            else:
-                total.index_add_(0, delta.indices, delta.values.double(), alpha=amounts[step])
-    shapes = {layer.name: layer.shape for layer in store.signature.layers}
-    return {name: total.reshape(shapes[name]) for name, total in sums.items()}
+    layers = {layer.name: layer for layer in store.signature.layers if layer.kind in kinds}
+    _check_targets(tensors, layers.values(), part)
+    for group in layer_sums(store, amounts, keep=keep, kinds=kinds, memory_bytes=memory_bytes):
+        for name, total in group.items():
+            target, change = tensors[name], total if part is None else part(layers[name], total)
+            device = torch.device("cpu") if target.device.type == "mps" else target.device  # has no float64
+            target.copy_(target.to(device, torch.float64) - change.to(device))

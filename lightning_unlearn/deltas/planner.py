@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from lightning_unlearn.deltas.accumulate import accumulate
+from lightning_unlearn.deltas.accumulate import sum_norm
 from lightning_unlearn.deltas.judgement import (
     PlanThresholds,
     judge_damage,
@@ -26,7 +26,7 @@ from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import check_choice, expected
-from lightning_unlearn.utilities.parameters import change_norm, weights_digest
+from lightning_unlearn.utilities.parameters import weights_digest
 
 __all__ = ["make_plan", "recognise"]
 
@@ -63,7 +63,7 @@ def make_plan(
     }
     started = time.perf_counter()
     present = {step: amount for step, amount in amounts.items() if step not in missing}
-    norm = change_norm(accumulate(store, present, keep=keep))
+    norm = sum_norm(store, present, keep=keep)
     seconds = time.perf_counter() - started
     touched = len(steps) / state.n_steps if state.n_steps else 0.0
     mean_share = float(shares.mean()) if len(steps) else 0.0

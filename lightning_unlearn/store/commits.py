@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.file_views import Raw
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["Commit", "CommitLog", "commit_numbers", "rank_directory", "read_commit"]
+__all__ = ["AnchorRef", "Commit", "CommitLog", "commit_numbers", "rank_directory", "read_commit"]
 
 _COMMIT = re.compile(r"commit-(\d{8,})\.json")
 _LOCK = "writer.lock"
@@ -31,11 +31,29 @@ _REPAIR = "`DeltaStore.open(url, check=False).repair()` finds the segments again
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorRef:
+    """What a commit says of one anchor.
+
+    Attributes:
+        name: File name in the rank's directory.
+        step: Number of steps that its weights contain: the first `step` ones.
+        bytes: Size of the file.
+        digest: BLAKE2b of the file.
+    """
+
+    name: str
+    step: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """One state of a rank's part of the store; number 0 is the empty one before any commit."""
 
     number: int
     segments: tuple[SegmentRef, ...]
+    anchors: tuple[AnchorRef, ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -65,10 +83,13 @@ def _parse(body: dict[str, Any], name: str, store_id: str, rank: int) -> Commit:
     found = (body["store_id"], body["rank"])
     if found != (store_id, rank):
         raise StoreMismatchError(expected(name, f"of store and rank {(store_id, rank)}", found, "Do not mix stores."))
-    commit = Commit(int(body["number"]), tuple(SegmentRef(**segment) for segment in body["segments"]))
+    segments = tuple(SegmentRef(**segment) for segment in body["segments"])
+    commit = Commit(int(body["number"]), segments, tuple(AnchorRef(**anchor) for anchor in body.get("anchors", ())))
     bounds = [0, *(segment.stop for segment in commit.segments)]
     if [segment.start for segment in commit.segments] != bounds[:-1]:
         raise StoreCorruptedError(expected(name, "a list of adjoining segments", body["segments"]))
+    if any(anchor.step > commit.n_steps for anchor in commit.anchors):
+        raise StoreCorruptedError(expected(name, f"anchors within its {commit.n_steps} steps", body["anchors"]))
     return commit
 
 
@@ -141,22 +162,33 @@ class CommitLog:
         """A name that no segment had before."""
         return f"segment-{self.head.number + 1:08d}-{secrets.token_hex(4)}.safetensors"
 
-    def publish_segment(self, ref: SegmentRef, chunks: Sequence[Raw]) -> None:
-        """Write a segment; it is live only once a commit lists it."""
+    def anchor_name(self, step: int) -> str:
+        """A name that no anchor had before."""
+        return f"anchor-{step:08d}-{secrets.token_hex(4)}.safetensors"
+
+    def publish_segment(self, ref: SegmentRef | AnchorRef, chunks: Sequence[Raw]) -> None:
+        """Write a segment or an anchor; it is live only once a commit lists it."""
         self._files.publish(f"{self.directory}/{ref.name}", chunks, exclusive=True)
 
-    def commit(self, segments: Iterable[SegmentRef]) -> None:
-        """Make `segments` the live ones; older commits are removed.
+    def commit(self, segments: Iterable[SegmentRef], anchors: Iterable[AnchorRef] | None = None) -> None:
+        """Make `segments` and `anchors` the live ones; older commits are removed.
+
+        Args:
+            segments: Segments that adjoin each other from step 0 on.
+            anchors: Anchors; those of the last commit unless given. One that lies behind the last step is left out.
 
         Raises:
             StoreMismatchError: another writer has made a commit since.
         """
         commit = Commit(self.head.number + 1, tuple(segments))
+        wanted = self.head.anchors if anchors is None else tuple(anchors)
+        commit = replace(commit, anchors=tuple(anchor for anchor in wanted if anchor.step <= commit.n_steps))
         body = {
             "store_id": self._store_id,
             "rank": self.rank,
             "number": commit.number,
             "segments": [asdict(segment) for segment in commit.segments],
+            "anchors": [asdict(anchor) for anchor in commit.anchors],
         }
         name = f"{self.directory}/{_commit_name(commit.number)}"
         try:
@@ -173,7 +205,8 @@ class CommitLog:
 
     def clean(self) -> None:
         """Remove what no commit refers to: unpublished files, and segments that were dropped or replaced."""
-        live = {segment.name for segment in self.head.segments} | {_commit_name(self.head.number), _LOCK}
+        segments = {segment.name for segment in self.head.segments}
+        live = segments | {anchor.name for anchor in self.head.anchors} | {_commit_name(self.head.number), _LOCK}
         for name in self._files.names(self.directory):
             if name not in live:
                 self._files.delete(f"{self.directory}/{name}")

@@ -8,7 +8,7 @@ by byte plane. `GAP8` positions are differences already, and come to within a pe
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -134,7 +134,10 @@ def _decompress(payload: bytes | memoryview, total: int) -> bytes:
 
 
 def split_payload(
-    payload: bytes | memoryview, layers: Sequence[tuple[EncodedLayer, int, int]], compression: Compression
+    payload: bytes | memoryview,
+    layers: Sequence[tuple[EncodedLayer, int, int]],
+    compression: Compression,
+    numbers: Collection[int] | None = None,
 ) -> list[EncodedLayer]:
     """Give each layer its bytes back.
 
@@ -142,6 +145,7 @@ def split_payload(
         payload: What `join_payload` returned.
         layers: The layers without their bytes, and how many bytes of positions and of values each has.
         compression: As it was joined.
+        numbers: Only the layers with these numbers are given back.
 
     Raises:
         ValueError: the payload does not hold that many bytes, or cannot be decompressed.
@@ -154,7 +158,10 @@ def split_payload(
     data, position, result = np.frombuffer(payload, np.uint8), 0, []
     for layer, index_bytes, value_bytes in layers:
         middle, stop = position + index_bytes, position + index_bytes + value_bytes
-        filled = replace(layer, index=data[position:middle], value=data[middle:stop])
         position = stop
+        if numbers is not None and layer.layer not in numbers:
+            continue
+        index, value = data[middle - index_bytes : middle], data[middle:stop]
+        filled = EncodedLayer(layer.layer, layer.kept, layer.index_codec, layer.value_dtype, layer.scale, index, value)
         result.append(filled if compression is None else _unfiltered(filled))
     return result

@@ -11,13 +11,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.anchors import Anchor, anchor_steps, load_anchor
 from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_document
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
 from lightning_unlearn.store.upkeep import StoreUpkeep
 from lightning_unlearn.store.view import STORE
-from lightning_unlearn.store.writer import SEGMENT_BYTES, StoreWriter
+from lightning_unlearn.store.writer import SEGMENT_BYTES, Background, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
     ModelSignature,
@@ -177,7 +178,7 @@ class DeltaStore(StoreUpkeep):
         *,
         segment_bytes: int = SEGMENT_BYTES,
         size_budget: int | None = None,
-        background: bool = False,
+        background: Background = "auto",
     ) -> StoreWriter:
         """Open one rank's part for writing; see `StoreWriter`.
 
@@ -201,6 +202,24 @@ class DeltaStore(StoreUpkeep):
             size_budget=size_budget,
             background=background,
         )
+
+    @property
+    def anchors(self) -> list[int]:
+        """Steps after which the whole state of the training was kept, ascending."""
+        return anchor_steps(self.reader.commits, self.n_steps)
+
+    def read_anchor(self, step: int, rank: int = 0) -> Anchor:
+        """The state of the training after its first `step` recorded steps.
+
+        Args:
+            step: One of `anchors`.
+            rank: Whose random number generators, and whose weights and optimizers where every rank kept its own.
+
+        Raises:
+            MissingDeltaError: there is no anchor.
+            StoreCorruptedError: it is damaged.
+        """
+        return load_anchor(self._files, self.reader.commits, step, rank)
 
     def begin_run(self, kind: RunKind, optimizers: Sequence[OptimizerInfo], *, resumed: bool = False) -> None:
         """A run begins at the next step; with `resumed` it goes on from a checkpoint of the last one."""

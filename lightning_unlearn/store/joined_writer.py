@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.writer import StoreWriter
-from lightning_unlearn.types import LayerDelta, SampleId, StepStatus
+from lightning_unlearn.store.step_encoder import Deltas
+from lightning_unlearn.store.writer import Background, StoreWriter
+from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.utilities.rng import RngState
 
 __all__ = ["JoinedWriter"]
 
@@ -19,13 +24,13 @@ class JoinedWriter:
     Args:
         store: A store of several ranks; no other writer may be open.
         size_budget: Bound on the bytes of deltas.
-        background: Whether threads write.
+        background: What threads do; see `StoreWriter`.
 
     Raises:
         StoreMismatchError: another writer has one of the parts.
     """
 
-    def __init__(self, store: DeltaStore, *, size_budget: int | None = None, background: bool = False) -> None:
+    def __init__(self, store: DeltaStore, *, size_budget: int | None = None, background: Background = "auto") -> None:
         self.rank = 0
         self._writers: list[StoreWriter] = []
         try:
@@ -49,10 +54,12 @@ class JoinedWriter:
         sample_ids: Sequence[SampleId],
         batch_size: int,
         seconds: float,
-        deltas: Sequence[LayerDelta] | None,
+        deltas: Deltas | None,
         status: StepStatus = StepStatus.STORED,
+        pruning_error: float | Callable[[], float] | None = None,
+        edited: bool | Callable[[], bool] = False,
     ) -> int:
-        """Append one step and return its ordinal."""
+        """Append one step and return its ordinal; see `StoreWriter.append`."""
         first, *others = self._writers
         step = first.append(
             optimizer=optimizer,
@@ -61,11 +68,22 @@ class JoinedWriter:
             seconds=seconds,
             deltas=deltas,
             status=status,
+            pruning_error=pruning_error,
+            edited=edited,
         )
         for writer in others:
             empty = None if deltas is None else ()
             writer.append(optimizer=optimizer, sample_ids=(), batch_size=0, seconds=0.0, deltas=empty, status=status)
         return step
+
+    def anchor(
+        self,
+        weights: Mapping[str, Tensor] | None,
+        optimizers: Sequence[Mapping[str, Any]] | None,
+        rng: RngState | None,
+    ) -> None:
+        """Keep the state of the training after the steps appended so far, as rank 0's; see `StoreWriter.anchor`."""
+        self._writers[0].anchor(weights, optimizers, rng)
 
     def flush(self) -> None:
         """Publish what was appended."""

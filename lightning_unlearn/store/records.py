@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "check_ids",
     "decode_step",
     "encode_step",
+    "encoded_layers",
     "ids_bytes",
     "record_crc",
     "record_numbers",
@@ -168,21 +169,37 @@ def encode_step(
     )
 
 
-def decode_step(step: EncodedStep, signature: ModelSignature, compression: Compression) -> list[LayerDelta]:
-    """The deltas of a step.
+def encoded_layers(
+    step: EncodedStep, signature: ModelSignature, compression: Compression, numbers: Collection[int] | None = None
+) -> list[EncodedLayer]:
+    """The layers of a step, each with its own bytes (views into the payload where it is not compressed).
+
+    Args:
+        step: The step.
+        signature: Names and shapes of the layers.
+        compression: How the payload was compressed.
+        numbers: Only these layers.
 
     Raises:
         ValueError: entries and payload do not fit each other or the signature.
     """
     empty = np.empty(0, np.uint8)
     parts = []
-    for entry in step.entries.tolist():
-        number, kept, index_codec, value_code, scale, index_bytes, value_bytes = entry
+    for number, kept, index_codec, value_code, scale, index_bytes, value_bytes in step.entries.tolist():
         if not (0 <= number < len(signature.layers) and value_code < len(VALUE_CODES)):
             raise ValueError(f"layer {number} with value code {value_code}")
         layer = EncodedLayer(number, kept, IndexCodec(index_codec), VALUE_CODES[value_code], scale, empty, empty)
         parts.append((layer, index_bytes, value_bytes))
+    return split_payload(step.payload, parts, compression, numbers)
+
+
+def decode_step(step: EncodedStep, signature: ModelSignature, compression: Compression) -> list[LayerDelta]:
+    """The deltas of a step.
+
+    Raises:
+        ValueError: entries and payload do not fit each other or the signature.
+    """
     return [
         decode_layer(layer, signature.layers[layer.layer].numel)
-        for layer in split_payload(step.payload, parts, compression)
+        for layer in encoded_layers(step, signature, compression)
     ]

@@ -14,6 +14,7 @@ flushed to zero. `int8` is rounded to the nearest step, ties to even.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor
 from lightning_unlearn.types import ValueDtype
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["VALUE_CODES", "VALUE_WIDTHS", "decode_values", "encode_values"]
+__all__ = ["VALUE_CODES", "VALUE_WIDTHS", "decode_values", "encode_values", "unscaled_values"]
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -79,6 +80,32 @@ def encode_values(values: Tensor, value_dtype: ValueDtype) -> tuple[float, Bytes
     if exponent == 127:
         scaled = scaled.clamp_(-_FLOAT16_BELOW_TWO, _FLOAT16_BELOW_TWO)
     return math.ldexp(1.0, exponent), _bytes(scaled.to(torch.float16), "<f2")
+
+
+_TORCH: dict[ValueDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "scaled_float16": torch.float16,
+    "int8": torch.int8,
+}
+
+
+def unscaled_values(value_dtype: ValueDtype, data: Bytes) -> Tensor:
+    """The values behind the bytes before their factor is applied, in the dtype that they were written in.
+
+    Args:
+        value_dtype: How they were written.
+        data: uint8 of shape (bytes,), contiguous, writable and not part of another array.
+
+    Raises:
+        ValueError: no whole number of values.
+    """
+    width = VALUE_WIDTHS[value_dtype]
+    if data.size % width:
+        raise ValueError(f"values of {width} bytes have {data.size} bytes")
+    if sys.byteorder == "big":
+        data = data.reshape(-1, width)[:, ::-1].copy().reshape(-1)
+    return torch.from_numpy(data).view(_TORCH[value_dtype])
 
 
 def decode_values(value_dtype: ValueDtype, scale: float, data: Bytes, kept: int) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,10 +30,17 @@ TEMPORARY_PREFIX = ".tmp-"
 
 def _write_synced(path: str, chunks: Sequence[Raw], mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.writelines(chunks)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as stream:  # goes on where the system writes less than it was given
+            stream.writelines(chunks)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A full disk says neither which file nor how much was to be written.
+        reason = f"{error.strerror} (writing {sum(map(len, chunks))} bytes)"
+        raise OSError(error.errno, reason, path) from error
 
 
 def _sync_directory(path: str) -> None:
@@ -144,6 +152,7 @@ class Files:
 
         Raises:
             FileExistsError: `exclusive`, and somebody published that name first.
+            OSError: it could not be written, for example because the disk is full; the file is named.
         """
         chunks = [data] if isinstance(data, bytes) else list(data)
         path = self.path(name)
@@ -154,7 +163,12 @@ class Files:
         if not os.path.isdir(folder):
             self.perform(self._make_directory, folder)
         temporary = f"{folder}/{TEMPORARY_PREFIX}{leaf}-{secrets.token_hex(4)}"
-        self.perform(_write_synced, temporary, chunks, mode)
+        try:
+            self.perform(_write_synced, temporary, chunks, mode)
+        except OSError:
+            with suppress(OSError):  # a full disk has no room for what cannot be used
+                self.perform(os.unlink, temporary)
+            raise
         if exclusive:
             try:
                 self.perform(os.link, temporary, path)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unlearn.store.position_codes import decode_positions, encode_positions
+from lightning_unlearn.store.position_codes import decode_gaps, decode_positions, encode_positions
 from lightning_unlearn.types import IndexCodec
 
 
@@ -77,6 +77,27 @@ def test_every_code_is_read_back_by_us_and_by_the_book(case):
 def test_the_code_follows_the_density(numel, kept, codec):
     chosen = np.sort(np.random.default_rng(0).choice(numel, kept, replace=False))
     assert encode_positions(chosen, numel)[0] is codec
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20_000), st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_several_codes_in_one_pass(numel, counts, seed):
+    rng = np.random.default_rng(seed)
+    several = [np.sort(rng.choice(numel, min(count, numel), replace=False)) for count in counts]
+    gaps = [np.diff(one, prepend=-1) - 1 for one in several]
+    codes = [b"".join(b"\xff" * (int(gap) // 255) + bytes([int(gap) % 255]) for gap in each) for each in gaps]
+    parts = [np.frombuffer(code, np.uint8) for code in codes]
+    scratch = np.full(sum(map(len, codes)) + 3, -7)
+    for room in (None, scratch):
+        found = decode_gaps(parts, [one.size for one in several], numel, room)
+        assert np.array_equal(found, np.concatenate(several))
+
+
+def test_more_escapes_than_are_cut_out_one_by_one():
+    chosen = np.arange(0, 3_000_000, 1500)
+    raw = b"".join(b"\xff" * 5 + bytes([1499 - 5 * 255]) for _ in chosen)
+    data = np.frombuffer(raw, np.uint8)
+    assert np.array_equal(decode_positions(IndexCodec.GAP8, data, chosen.size, 3_000_000), chosen + 1499)
 
 
 @pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 765, 5000])

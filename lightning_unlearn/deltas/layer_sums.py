@@ -1,0 +1,206 @@
+"""Weighted sums of recorded deltas, layer group by layer group: bounded memory, several threads, one result.
+
+A layer's sum is formed by one thread, in float64 and in ascending order of steps, so the result does not depend on the
+number of threads, on the grouping, or on the order in which the steps are given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.functional.pruning import keep_of, kept_count, largest_entries
+from lightning_unlearn.store.addition import Piece, add_encoded
+from lightning_unlearn.store.codec import EncodedLayer, decode_layer
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.lineage import Keep
+from lightning_unlearn.store.opening import corrupted
+from lightning_unlearn.store.reader import StepPart
+from lightning_unlearn.store.records import encoded_layers
+from lightning_unlearn.types import LayerDelta, LayerInfo
+from lightning_unlearn.utilities.checks import check_positive_int
+
+__all__ = ["layer_sums", "prune"]
+
+T = TypeVar("T")
+
+_CHUNK_BYTES = 2**25  # payload of neighbouring steps that is added together
+_FLOAT64 = 8
+
+
+def prune(delta: LayerDelta, numel: int, keep: float) -> LayerDelta:
+    """The largest entries of a layer's stored change, `ceil(keep * numel)` of them, or all where fewer are stored.
+
+    >>> prune(LayerDelta(0, torch.tensor([2, 5, 7]), torch.tensor([1.0, -3.0, 2.0])), 8, 0.25)
+    LayerDelta(layer=0, indices=tensor([5, 7]), values=tensor([-3.,  2.]))
+    """
+    count = kept_count(numel, keep)
+    if count >= delta.values.numel():
+        return delta
+    chosen = largest_entries(delta.values, count)
+    indices = chosen if delta.indices is None else delta.indices[chosen]
+    return LayerDelta(delta.layer, indices, delta.values[chosen])
+
+
+def _groups(layers: Sequence[tuple[int, LayerInfo]], memory_bytes: int | None) -> Iterator[set[int]]:
+    group: set[int] = set()
+    size = 0
+    for number, info in layers:
+        size += _FLOAT64 * info.numel
+        if group and memory_bytes is not None and size > memory_bytes:
+            yield group
+            group, size = set(), _FLOAT64 * info.numel
+        group.add(number)
+    if group:
+        yield group
+
+
+def _chunks(store: DeltaStore, steps: Sequence[int]) -> Iterator[list[tuple[int, StepPart]]]:
+    """Neighbouring steps with what each rank stored of them, every checksum checked."""
+    chunk: list[tuple[int, StepPart]] = []
+    size = 0
+    for step in steps:
+        parts = store.reader.parts(step)
+        chunk += [(step, part) for part in parts]
+        size += sum(len(part.step.payload) for part in parts)
+        if size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _add_pruned(total: Tensor, pieces: Sequence[Piece], keep: float) -> None:
+    for layer, amount in pieces:
+        delta = prune(decode_layer(layer, total.numel()), total.numel(), keep)
+        if delta.indices is None:
+            total.add_(delta.values.double(), alpha=amount)
+        else:
+            total.index_add_(0, delta.indices, delta.values.double(), alpha=amount)
+
+
+class _Workers:
+    """Runs functions over items, beside the caller where torch may use several threads."""
+
+    def __init__(self, executor: Executor | None) -> None:
+        self._executor = executor
+
+    def start(self, function: Callable[..., T], *items: Sequence[object]) -> Callable[[], list[T]]:
+        if self._executor is None:
+            results = list(map(function, *items))
+            return lambda: results
+        futures: list[Future[T]] = [self._executor.submit(function, *item) for item in zip(*items, strict=True)]
+        return lambda: [future.result() for future in futures]
+
+
+def _pool() -> AbstractContextManager[Executor | None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return nullcontext()
+    # every thread is one of torch's, so none of them may have more: the setting holds for a thread
+    return ThreadPoolExecutor(threads, "layer-sums", initializer=torch.set_num_threads, initargs=(1,))
+
+
+class _Group:
+    """Sums of some layers, to which chunks of steps are added."""
+
+    def __init__(self, store: DeltaStore, layers: set[int], amounts: Mapping[int, float], keep: Keep) -> None:
+        self._signature = store.signature
+        self._layers = layers
+        self._amounts = amounts
+        self._keep = keep
+        self.totals: dict[int, Tensor] = {}
+
+    def decode(self, step: int, part: StepPart) -> list[EncodedLayer]:
+        """The layers of this group in a part of a step."""
+        try:
+            return encoded_layers(part.step, self._signature, part.compression, self._layers)
+        except ValueError as error:
+            raise corrupted(part.file, [step], error) from error
+
+    def add(self, number: int, pieces: Sequence[tuple[int, StepPart, EncodedLayer]]) -> None:
+        """Add the changes of one layer, in the order of the steps."""
+        info, total = self._signature.layers[number], self.totals[number]
+        fraction = keep_of(info.name, 1.0, self._keep) if isinstance(self._keep, Mapping) else self._keep
+        amounts = [(layer, self._amounts[step]) for step, _, layer in pieces]
+        try:
+            if fraction is None or fraction == 1.0:
+                add_encoded(total, amounts)
+            else:
+                _add_pruned(total, amounts, fraction)
+        except ValueError as error:
+            raise corrupted(pieces[0][1].file, [step for step, _, _ in pieces], error) from error
+
+    def start(self, chunk: Sequence[tuple[int, StepPart]], workers: _Workers) -> Callable[[], object]:
+        """Begin to add a chunk; what is returned waits for the end."""
+        steps, parts = zip(*chunk, strict=True)
+        of_layer: defaultdict[int, list[tuple[int, StepPart, EncodedLayer]]] = defaultdict(list)
+        for step, part, layers in zip(steps, parts, workers.start(self.decode, steps, parts)(), strict=True):
+            for layer in layers:
+                if of_layer[layer.layer] and of_layer[layer.layer][-1][0] == step:
+                    raise corrupted(part.file, [step], f"layer {layer.layer} twice")
+                of_layer[layer.layer].append((step, part, layer))
+        for number in of_layer:
+            if number not in self.totals:
+                self.totals[number] = torch.zeros(self._signature.layers[number].numel, dtype=torch.float64)
+        largest_first = sorted(of_layer, key=lambda number: -sum(layer.kept for _, _, layer in of_layer[number]))
+        return workers.start(self.add, largest_first, [of_layer[number] for number in largest_first])
+
+
+def layer_sums(
+    store: DeltaStore,
+    amounts: Mapping[int, float],
+    *,
+    keep: Keep = None,
+    kinds: Collection[str] = ("parameter",),
+    memory_bytes: int | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Sums of `amount * delta` over steps, for one group of layers after the other.
+
+    Exact up to float64 rounding for what the store holds, and deterministic. Once the first group is there, every
+    touched byte has been read and checked.
+
+    Args:
+        store: The store.
+        amounts: Step -> factor.
+        keep: Prune every stored delta further, layer by layer: a fraction, or pattern (`fnmatch`) -> fraction, where
+            the first match wins and layers without a match stay as they are.
+        kinds: Which kinds of layers to sum: `"parameter"`, `"buffer"`.
+        memory_bytes: Bound on the bytes of the sums of a group, 8 for each entry; a layer that needs more is a group
+            of its own. Each group reads the steps once more; from uncompressed stores only the bytes of its layers.
+            Beside the sums there are at most two chunks of neighbouring steps of 32 MiB, and decoding room for each
+            of torch's threads.
+
+    Yields:
+        Name -> float64 tensor of the layer's shape, for the layers of the group that changed in one of the steps.
+
+    Raises:
+        MissingDeltaError: a step has no delta.
+        StoreCorruptedError: a delta is damaged.
+        ValueError: `memory_bytes` is no positive integer.
+    """
+    if memory_bytes is not None:
+        check_positive_int("memory_bytes", memory_bytes)
+    layers = [(number, info) for number, info in enumerate(store.signature.layers) if info.kind in kinds]
+    steps = sorted(amounts)
+    with _pool() as executor:
+        workers = _Workers(executor)
+        for numbers in _groups(layers, memory_bytes):
+            group, finish = _Group(store, numbers, amounts, keep), None
+            for chunk in _chunks(store, steps):  # the next chunk is read while this one is added
+                if finish is not None:
+                    finish()
+                finish = group.start(chunk, workers)
+            if finish is not None:
+                finish()
+            totals, group.totals = group.totals, {}
+            yield {
+                store.signature.layers[number].name: totals[number].reshape(store.signature.layers[number].shape)
+                for number in sorted(totals)
+            }

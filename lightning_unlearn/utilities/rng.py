@@ -1,0 +1,58 @@
+"""The state of every random number generator that a training draws from."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RngState", "capture_rng"]
+
+
+@dataclass(frozen=True, slots=True)
+class RngState:
+    """States of the global generators of Python, NumPy and torch, made by `capture_rng`.
+
+    Attributes:
+        python: What `random.getstate` returned.
+        numpy: What `numpy.random.get_state` returned, as a dictionary.
+        torch: State of torch's generator on the CPU, uint8.
+        cuda: State of every CUDA device's generator, in order; none where CUDA was not in use.
+    """
+
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+    torch: Tensor
+    cuda: tuple[Tensor, ...] = ()
+
+    def restore(self) -> None:
+        """Make these the states of the generators; of devices that both know.
+
+        >>> state = capture_rng()
+        >>> first = random.random(), np.random.rand(), torch.rand(1)
+        >>> state.restore()
+        >>> (random.random(), np.random.rand(), torch.rand(1)) == first
+        True
+        """
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        if self.cuda and torch.cuda.is_available():
+            for device, state in enumerate(self.cuda[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state, device)
+
+
+def capture_rng() -> RngState:
+    """The states as they are now; drawing goes on undisturbed."""
+    # Asking for the state would initialise CUDA, which nobody has drawn from yet.
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return RngState(
+        random.getstate(),
+        dict(np.random.get_state(legacy=False)),  # noqa: NPY002
+        torch.get_rng_state(),
+        tuple(torch.cuda.get_rng_state_all()) if in_use else (),
+    )
