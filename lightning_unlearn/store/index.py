@@ -119,7 +119,8 @@ class StepIndex:
                 if segment.has_keys:
                     others.update(segment.decode(codes))
                 else:
-                    numbers = np.union1d(numbers, codes)
+                    numbers = np.concatenate((numbers, np.setdiff1d(codes, numbers, assume_unique=True)))
+        numbers.sort()
         return len(numbers) + sum(1 for one in others if not (isinstance(one, int) and _among(numbers, one)))
 
     def unseen(self, sample_ids: Iterable[SampleId], within: Ranges | None = None) -> list[SampleId]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from lightning_unlearn.exceptions import LightningUnlearnError
-from lightning_unlearn.store.commits import CommitLog, rank_directory, read_commit
+from lightning_unlearn.store.commits import AnchorRef, CommitLog, rank_directory, read_commit
+from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.store.info import Damage, VerificationReport
-from lightning_unlearn.store.opening import corrupted, load_segment
-from lightning_unlearn.store.rewrite import holds, purge_segment
+from lightning_unlearn.store.opening import corrupted, load_segment, whole_file
+from lightning_unlearn.store.rewrite import first_touched, purge_segment
 from lightning_unlearn.store.salvage import damages_of, open_damaged, salvage_commit, salvage_segment
 from lightning_unlearn.store.segment import SegmentRef
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 
-__all__ = ["check_segment", "purge", "repair", "total_bytes", "verify"]
+__all__ = ["check_anchor", "check_segment", "purge", "repair", "total_bytes", "verify"]
 
 _LOCKS = (".lock",)
 
@@ -41,6 +42,16 @@ def check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | Non
     problem = "truncated" if size < ref.bytes else "longer than it was" if size > ref.bytes else "altered"
     parts = f" ({', '.join(found.parts)})" if found.parts else ""
     return Damage(name, problem + parts, tuple(found.steps), tuple(found.lost_ids))
+
+
+def check_anchor(files: Files, directory: str, ref: AnchorRef) -> Damage | None:
+    """What is wrong with an anchor; `None` where it is intact."""
+    name = f"{directory}/{ref.name}"
+    try:
+        intact = files.size(name) == ref.bytes and digest_of(whole_file(files, name)(0, ref.bytes)) == ref.digest
+    except OSError:
+        return Damage(name, "missing (anchor)")
+    return None if intact else Damage(name, "altered (anchor)")
 
 
 def verify(
@@ -73,17 +84,22 @@ def verify(
         except (LightningUnlearnError, OSError) as error:
             damages.append(Damage(directory, str(error), repairable=salvage_commit(files, store_id, rank) is not None))
             continue
-        live = {f"commit-{commit.number:08d}.json", *(ref.name for ref in commit.segments)}
+        parts = [*(ref.name for ref in commit.segments), *(ref.name for ref in commit.anchors)]
+        live = {f"commit-{commit.number:08d}.json", *parts}
         names = files.names(directory)
         orphans += [f"{directory}/{name}" for name in names if name not in live and not name.endswith(_LOCKS)]
-        checked += len(commit.segments) + (commit.number > 0)
+        checked += len(parts) + (commit.number > 0)
         steps += commit.n_steps
         damages += [found for ref in commit.segments if (found := check_segment(files, directory, ref)) is not None]
+        damages += [found for ref in commit.anchors if (found := check_anchor(files, directory, ref)) is not None]
     return VerificationReport(files.url, checked, steps, tuple(damages), tuple(orphans))
 
 
 def repair(files: Files, store_id: str, world_size: int, report: VerificationReport) -> None:
-    """Replace every damaged segment by what is left of it, and a damaged commit by what the segments tell."""
+    """Replace every damaged segment by what is left of it, and a damaged commit by what the segments tell.
+
+    A damaged anchor is dropped, and with a damaged commit all anchors of the rank: nothing else vouched for them.
+    """
     damaged = {damage.file for damage in report.damages if damage.repairable}
     for rank in range(world_size):
         directory = rank_directory(rank)
@@ -98,32 +114,51 @@ def repair(files: Files, store_id: str, world_size: int, report: VerificationRep
                     if (f"{directory}/{ref.name}" in damaged if head is None else check_segment(files, directory, ref))
                     else ref
                     for ref in log.head.segments
-                ]
+                ],
+                [ref for ref in log.head.anchors if f"{directory}/{ref.name}" not in damaged],
             )
             log.clean()
         finally:
             log.release()
 
 
+def _touched(
+    files: Files, log: CommitLog, ref: SegmentRef, sample_ids: Collection[SampleId], steps: Collection[int]
+) -> int | None:
+    segment = load_segment(files, log.directory, ref)
+    try:
+        return first_touched(segment, sample_ids, steps)
+    except (ValueError, OSError) as error:
+        raise corrupted(f"{log.directory}/{ref.name}", range(ref.start, ref.stop), error) from error
+
+
 def purge(
     files: Files, store_id: str, world_size: int, sample_ids: Collection[SampleId], steps: Collection[int]
 ) -> None:
-    """Remove ids from every step and the deltas of `steps`, over all ranks."""
-    for rank in range(world_size):
-        log = CommitLog(files, store_id, rank)
-        try:
-            segments = []
-            for ref in log.head.segments:
-                segment = load_segment(files, log.directory, ref)
-                try:
-                    found = holds(segment, sample_ids, steps)
-                except (ValueError, OSError) as error:
-                    raise corrupted(f"{log.directory}/{ref.name}", range(ref.start, ref.stop), error) from error
-                segments.append(purge_segment(files, log, store_id, ref, sample_ids, steps) if found else ref)
+    """Remove ids from every step and the deltas of `steps`, over all ranks, and anchors that have learnt from them.
+
+    Anchors go first, on every rank: as long as an id is still in a step, an interrupted purge can tell which ones.
+    """
+    logs: list[CommitLog] = []
+    try:
+        logs.extend(CommitLog(files, store_id, rank) for rank in range(world_size))
+        touched = [[_touched(files, log, ref, sample_ids, steps) for ref in log.head.segments] for log in logs]
+        first = min([*steps, *(step for part in touched for step in part if step is not None)], default=None)
+        for log in logs:
+            anchors = [ref for ref in log.head.anchors if first is None or ref.step <= first]
+            if len(anchors) < len(log.head.anchors):
+                log.commit(log.head.segments, anchors)
+                log.clean()
+        for log, part in zip(logs, touched, strict=True):
+            segments = [
+                ref if step is None else purge_segment(files, log, store_id, ref, sample_ids, steps)
+                for ref, step in zip(log.head.segments, part, strict=True)
+            ]
             if tuple(segments) != log.head.segments:
                 log.commit(segments)
             log.clean()
-        finally:
+    finally:
+        for log in logs:
             log.release()
     for name in files.names():
         if name.startswith(TEMPORARY_PREFIX):

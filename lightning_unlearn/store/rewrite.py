@@ -21,7 +21,7 @@ from lightning_unlearn.utilities.files import Files
 __all__ = [
     "checked_steps",
     "drop_delta",
-    "holds",
+    "first_touched",
     "purge_segment",
     "read_steps",
     "rewrite_segment",
@@ -109,18 +109,16 @@ def _drop_ids(step: EncodedStep, without: Collection[SampleId]) -> EncodedStep:
     return replace(step, sample_ids=tuple(sample_id for sample_id in step.sample_ids if sample_id not in without))
 
 
-def holds(segment: Segment, sample_ids: Collection[SampleId], steps: Collection[int]) -> bool:
-    """Whether a segment holds one of the ids, or the delta of one of the steps.
+def first_touched(segment: Segment, sample_ids: Collection[SampleId], steps: Collection[int]) -> int | None:
+    """The first step that holds one of the ids, or is one of the steps and has a delta; `None` without any.
 
     Raises:
-        ValueError, OSError: its id index is damaged or missing.
+        ValueError, OSError: the id index is damaged or missing.
     """
-    if len(segment.occurrences(sample_ids)[0]):
-        return True
-    return any(
-        segment.ref.start <= step < segment.ref.stop and segment.status[step - segment.ref.start] == StepStatus.STORED
-        for step in steps
-    )
+    start, stop = segment.ref.start, segment.ref.stop
+    found = {start + int(index) for index in segment.occurrences(sample_ids)[1]}
+    found.update(step for step in steps if start <= step < stop and segment.status[step - start] == StepStatus.STORED)
+    return min(found, default=None)
 
 
 def purge_segment(

@@ -31,6 +31,11 @@ _KEYS = {"key.offset", "key.text", "key.crc32"}
 _NONE: Int64s = np.empty(0, np.int64)
 
 
+def _distinct(ascending: npt.NDArray[np.signedinteger]) -> npt.NDArray[Any]:
+    # as `np.unique`, which would sort what is sorted
+    return ascending[np.concatenate(([True], ascending[1:] != ascending[:-1]))] if len(ascending) else ascending
+
+
 def _span(info: Mapping[str, Any], first: int) -> tuple[np.dtype[Any], int, int]:
     start, stop = info["data_offsets"]
     return NUMPY[info["dtype"]], first + int(start), first + int(stop)
@@ -253,8 +258,10 @@ class Segment:
             for index in few:
                 self.step(index)
             return np.unique(np.concatenate([self.codes(index) for index in few], dtype=np.int64)) if few else _NONE
-        found = [ids if steps is None else ids[steps[places]] for ids, places in self.index().scan()]
-        return np.unique(np.concatenate(found)).astype(np.int64) if found else _NONE
+        if steps is not None and steps.all():
+            steps = None
+        found = [_distinct(ids if steps is None else ids[steps[places]]) for ids, places in self.index().scan()]
+        return _distinct(np.concatenate(found, dtype=np.int64)) if found else _NONE
 
     def decode(self, codes: Int64s) -> list[SampleId]:
         """The ids behind some codes, checked whatever `check` is.

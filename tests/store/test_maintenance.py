@@ -13,7 +13,7 @@ from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError,
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.opening import load_segment
 from lightning_unlearn.types import StepStatus
-from tests.helpers.stores import Steps, holds_step, make_store, tensor_span
+from tests.helpers.stores import Plain, Steps, holds_step, make_store, tensor_span
 
 N_STEPS = 9
 STEPS = Steps(keys=True)
@@ -350,11 +350,20 @@ def everything(store):
                     )
 
 
+def needles(one):
+    """An id as it may stand in a file: its text, its digits, its bytes in both orders."""
+    if isinstance(one, str):
+        return [one.encode()]
+    return [str(one).encode(), one.to_bytes(8, "little"), one.to_bytes(8, "big")]
+
+
+@pytest.mark.parametrize("kind", ["key", "number"])
 @pytest.mark.parametrize("compression", [None, "zstd"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_purge_leaves_no_byte(tmp_path, compression, world_size):
+def test_a_purge_leaves_no_byte(tmp_path, compression, world_size, kind):
     store = make_store(tmp_path / "s", compression=compression, world_size=world_size)
-    keys = [secrets.token_hex(16) for _ in range(12)]
+    # random 16-byte keys, and integers of 63 bits, none of which has a byte sequence by chance
+    keys = [secrets.token_hex(16) if kind == "key" else secrets.randbits(62) | 2**62 for _ in range(12)]
     steps = [{**STEPS[step], "sample_ids": [keys[step], keys[step + 1], keys[step]]} for step in range(8)]
     for rank in range(world_size):
         with store.writer(rank, segment_bytes=4000) as writer:
@@ -371,12 +380,17 @@ def test_a_purge_leaves_no_byte(tmp_path, compression, world_size):
     def occurrences(needle):
         return sum(needle in haystack for haystack in everything(store))
 
-    assert all(occurrences(key.encode()) for key in keys[:9])
+    def found(key):
+        return sum(occurrences(needle) for needle in needles(key)) > 0
+
+    assert all(found(key) for key in keys[:9])
     assert all(occurrences(value) for value in values.values())
     store.purge(secret_keys, subtracted)
-    assert [occurrences(key.encode()) > 0 for key in keys[:9]] == [key not in secret_keys for key in keys[:9]]
+    assert [found(key) for key in keys[:9]] == [key not in secret_keys for key in keys[:9]]
     assert [occurrences(value) > 0 for value in values.values()] == [step not in subtracted for step in range(8)]
     assert store.verify().ok
+    assert store.steps_of(secret_keys).size == 0
+    assert store.unseen(keys[:9]) == [key for key in keys[:9] if key in secret_keys]
     for step in range(8):
         left = tuple(one for one in steps[step]["sample_ids"] if one not in secret_keys)
         status = StepStatus.PURGED if step in subtracted else StepStatus.STORED
@@ -386,6 +400,70 @@ def test_a_purge_leaves_no_byte(tmp_path, compression, world_size):
     store.purge(secret_keys, subtracted)  # nothing is left to do
     segments = [name for name in names if name.startswith("segment")]
     assert [name for name in store.files.names("rank-00000") if name.startswith("segment")] == segments
+
+
+def anchored(url, ranks=1):
+    """Eight steps; weights are kept after the third and the sixth of each rank."""
+    store = make_store(url, world_size=ranks)
+    for rank in range(ranks):
+        with store.writer(rank) as writer:
+            for step in range(8):
+                mine = [delta for delta in STEPS[step]["deltas"] if delta.layer % ranks == rank]
+                one = f"only-{step}" if rank == 0 else "others"
+                writer.append(**{**STEPS[step], "deltas": mine, "sample_ids": [one]})
+                if step in (2, 5):
+                    writer.anchor(dict(Plain().named_parameters()), None, None)
+    store.refresh()
+    assert store.anchors == [3, 6]
+    return store
+
+
+@pytest.mark.parametrize(
+    ("ids", "steps", "left"),
+    [
+        ([], {7}, [3, 6]),
+        ([], {6}, [3, 6]),  # the first `step` steps are in an anchor, and step 6 is behind them
+        ([], {5, 7}, [3]),
+        (["only-4"], set(), [3]),
+        (["only-2"], {7}, []),
+        (["others"], {7}, []),
+        (["nobody"], set(), [3, 6]),
+    ],
+)
+def test_a_purge_drops_the_anchors_that_have_learnt(tmp_path, ids, steps, left):
+    ranks = 2
+    store = anchored(tmp_path / "s", ranks)
+    store.purge(ids, steps)
+    store.refresh()
+    assert store.anchors == left
+    files = sorted(path.name[:15] for path in (tmp_path / "s").rglob("anchor-*"))
+    assert files == sorted([f"anchor-{step:08d}" for step in left] * ranks)
+    report = store.verify()
+    assert report.ok
+    assert report.orphans == ()
+    assert all(store.read_anchor(step).weights is not None for step in left)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_anchor_is_named_and_dropped_alone(tmp_path, how):
+    store = anchored(tmp_path / "s")
+    assert store.verify().ok
+    path = next((tmp_path / "s" / "rank-00000").glob("anchor-00000003-*"))
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        flip(path, path.stat().st_size // 2)
+    report = store.verify()
+    assert [damage.file for damage in report.damages] == [f"rank-00000/{path.name}"]
+    assert "(anchor)" in str(report)
+    assert report.damaged_steps == ()
+    store.repair()
+    store.refresh()
+    assert store.anchors == [6]
+    assert store.verify().ok
+    assert store.verify().orphans == ()
 
 
 def test_a_purge_needs_the_store_for_itself(tmp_path):
