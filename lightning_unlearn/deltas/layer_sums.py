@@ -30,7 +30,7 @@ __all__ = ["layer_sums", "prune"]
 
 T = TypeVar("T")
 
-_CHUNK_BYTES = 2**25  # payload of neighbouring steps that is added together
+_CHUNK_BYTES = 2**26  # payload of neighbouring steps that is added together
 _FLOAT64 = 8
 
 
@@ -174,7 +174,7 @@ def layer_sums(
         kinds: Which kinds of layers to sum: `"parameter"`, `"buffer"`.
         memory_bytes: Bound on the bytes of the sums of a group, 8 for each entry; a layer that needs more is a group
             of its own. Each group reads the steps once more; from uncompressed stores only the bytes of its layers.
-            Beside the sums there are at most two chunks of neighbouring steps of 32 MiB, and decoding room for each
+            Beside the sums there are at most two chunks of neighbouring steps of 64 MiB, and decoding room for each
             of torch's threads.
 
     Yields:

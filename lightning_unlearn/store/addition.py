@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_unlearn.functional.kernels_apply import AddGaps, load_add_gaps
 from lightning_unlearn.store.codec import EncodedLayer
 from lightning_unlearn.store.position_codes import decode_gaps, decode_positions
 from lightning_unlearn.store.value_codes import VALUE_WIDTHS, unscaled_values
@@ -25,13 +26,15 @@ __all__ = ["Piece", "add_encoded"]
 Piece: TypeAlias = tuple[EncodedLayer, float]
 """The change of a layer in one step, and what it is multiplied by."""
 
-_BATCH = 2**17  # codes that are decoded together: what they need stays in the cache
+_BATCH = 2**17  # codes that numpy decodes together: what they need stays in the cache
+_COMPILED_BATCH = 2**21  # codes that are added together by the compiled pass, which walks through the sum once
 
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self._places = np.empty(0, np.int64)
         self._values = np.empty(0, np.float64)
+        self._narrow = np.empty(0, np.float32)
 
     def places(self, count: int) -> npt.NDArray[np.int64]:
         if self._places.size < count:
@@ -43,11 +46,16 @@ class _Scratch(threading.local):
             self._values = np.empty(max(count, _BATCH), np.float64)
         return self._values[:count]
 
+    def narrow(self, count: int) -> npt.NDArray[np.float32]:
+        if self._narrow.size < count:
+            self._narrow = np.empty(max(count, _BATCH), np.float32)
+        return self._narrow[:count]
+
 
 _scratch = _Scratch()
 
 
-def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def _batches(pieces: Sequence[Piece], size_limit: int) -> Iterator[list[Piece]]:
     """Neighbours that can be decoded together: the order of additions is that of the pieces."""
     batch: list[Piece] = []
     size = 0
@@ -61,7 +69,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
             layer.index_codec is IndexCodec.GAP8
             and batch[0][0].index_codec is IndexCodec.GAP8
             and batch[0][0].value_dtype == layer.value_dtype
-            and size + layer.index.size <= _BATCH
+            and size + layer.index.size <= size_limit
         )
         if not alike:
             yield batch
@@ -72,14 +80,19 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _factors(batch: Sequence[Piece]) -> npt.NDArray[np.float64]:
-    """All values of a batch, multiplied; valid until this thread's next call."""
+def _unscaled(batch: Sequence[Piece], room: npt.NDArray[Any]) -> None:
     value_dtype = batch[0][0].value_dtype
     for layer, _ in batch:
         if layer.value.size != VALUE_WIDTHS[value_dtype] * layer.kept:
             raise ValueError(f"{layer.kept} values as {value_dtype} have {layer.value.size} bytes")
+    raw = np.concatenate([layer.value for layer, _ in batch])
+    torch.from_numpy(room).copy_(unscaled_values(value_dtype, raw))
+
+
+def _factors(batch: Sequence[Piece]) -> npt.NDArray[np.float64]:
+    """All values of a batch, multiplied; valid until this thread's next call."""
     values = _scratch.values(sum(layer.kept for layer, _ in batch))
-    torch.from_numpy(values).copy_(unscaled_values(value_dtype, np.concatenate([layer.value for layer, _ in batch])))
+    _unscaled(batch, values)
     place = 0
     for layer, amount in batch:
         values[place : place + layer.kept] *= layer.scale * amount
@@ -97,6 +110,16 @@ def _positions(batch: Sequence[Piece], numel: int) -> npt.NDArray[np.int64] | No
     return decode_gaps(codes, [layer.kept for layer, _ in batch], numel, _scratch.places(sum(map(len, codes))))
 
 
+def _add_compiled(total: Tensor, batch: Sequence[Piece], add: AddGaps) -> None:
+    kept = np.cumsum([0, *(layer.kept for layer, _ in batch)])
+    values = _scratch.narrow(int(kept[-1]))
+    _unscaled(batch, values)
+    codes = [layer.index for layer, _ in batch]
+    factors = np.array([layer.scale * amount for layer, amount in batch])
+    if not add(total.numpy(), np.concatenate(codes), np.cumsum([0, *map(len, codes)]), values, kept, factors):
+        raise ValueError(f"positions and values do not fit a layer of {total.numel()} entries, or each other")
+
+
 def add_encoded(total: Tensor, pieces: Sequence[Piece]) -> None:
     """Add `amount * change` to a sum, piece by piece in their order.
 
@@ -110,8 +133,11 @@ def add_encoded(total: Tensor, pieces: Sequence[Piece]) -> None:
     Raises:
         ValueError: the parts of a piece do not fit each other or the layer; pieces before it have been added.
     """
-    numel = total.numel()
-    for batch in _batches(pieces):
+    numel, add = total.numel(), load_add_gaps()
+    for batch in _batches(pieces, _BATCH if add is None else _COMPILED_BATCH):
+        if add is not None and batch[0][0].index_codec is IndexCodec.GAP8:
+            _add_compiled(total, batch, add)
+            continue
         positions, values = _positions(batch, numel), torch.from_numpy(_factors(batch))
         if positions is None:
             total.add_(values)

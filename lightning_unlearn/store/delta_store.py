@@ -248,6 +248,5 @@ class DeltaStore(StoreUpkeep):
         self.update_lineage(lambda lineage: lineage.truncated(n_steps))
 
 
-
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.deltas.accumulate import accumulate
-from lightning_unlearn.exceptions import MissingDeltaError
+from lightning_unlearn.deltas.accumulate import accumulate, subtract_from, sum_norm
+from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import LayerDelta, StepStatus
 from tests.helpers.stores import SIZES, Steps, make_store
@@ -87,3 +87,68 @@ def test_a_missing_delta(tmp_path):
     store.refresh()
     with pytest.raises(MissingDeltaError, match="UNWATCHED"):
         accumulate(store, {0: 1.0})
+
+
+def test_the_norm_needs_no_more_memory_than_it_is_given(recorded):
+    store, _ = recorded
+    want = math.sqrt(sum(float(total.square().sum()) for total in accumulate(store, AMOUNTS).values()))
+    for memory_bytes in (1, 2**30):
+        assert sum_norm(store, AMOUNTS, memory_bytes=memory_bytes) == pytest.approx(want, rel=1e-14)
+
+
+FORMS = {
+    "contiguous": lambda tensor: tensor.clone(),
+    "transposed": lambda tensor: tensor.mT.contiguous().mT if tensor.dim() == 2 else tensor.clone(),
+    "every second": lambda tensor: torch.stack([tensor, tensor], -1).select(-1, 1),
+    "parameter": lambda tensor: torch.nn.Parameter(tensor.clone()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("memory_bytes", [1, 2**30])
+def test_subtraction_rounds_once_whatever_the_tensor(recorded, dtype, form, memory_bytes):
+    store, _ = recorded
+    weights = {
+        name: torch.randn(shape, dtype=torch.float64).to(dtype) for name, shape in zip(NAMES, SHAPES, strict=True)
+    }
+    targets = {name: FORMS[form](tensor) for name, tensor in weights.items()}
+    subtract_from(targets, store, AMOUNTS, memory_bytes=memory_bytes)
+    for name, total in accumulate(store, AMOUNTS).items():
+        assert torch.equal(targets[name].detach(), (weights[name].double() - total).to(dtype))
+    assert not torch.equal(targets["a"].detach(), weights["a"])
+
+
+def test_each_shard_gets_its_part(recorded):
+    store, _ = recorded
+    whole = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in zip(NAMES, SHAPES, strict=True)}
+    subtract_from(whole, store, AMOUNTS)
+    shards = {name: torch.zeros(whole[name].reshape(-1)[1:7].shape, dtype=torch.float64) for name in NAMES}
+    subtract_from(shards, store, AMOUNTS, part=lambda layer, total: total.reshape(-1)[1:7])
+    assert all(torch.equal(shards[name], whole[name].reshape(-1)[1:7]) for name in NAMES)
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "dtype", "damaged", "unwatched"])
+def test_nothing_is_subtracted_where_something_is_wrong(tmp_path, fault):
+    store = make_store(tmp_path / "s")
+    with store.writer() as writer:
+        Steps().fill(writer, 3)
+        writer.append(**Steps().without_delta(3, StepStatus.UNWATCHED))
+    targets = {name: torch.zeros(shape) for name, shape in zip(NAMES, SHAPES, strict=True)}
+    amounts = dict.fromkeys(range(4 if fault == "unwatched" else 3), 1.0)
+    error = StoreMismatchError
+    if fault == "missing":
+        del targets["d"]
+    if fault == "shape":
+        targets["d"] = torch.zeros(1)
+    if fault == "dtype":
+        targets["d"] = torch.zeros((), dtype=torch.int64)
+    if fault == "damaged":
+        error = StoreCorruptedError
+        (segment,) = (tmp_path / "s" / "rank-00000").glob("segment-*")
+        segment.write_bytes(segment.read_bytes()[:-1] + b"?")  # the last byte of the last layer of the last step
+    if fault == "unwatched":
+        error = MissingDeltaError
+    with pytest.raises(error):
+        subtract_from(targets, DeltaStore.open(store.url), amounts, memory_bytes=1)
+    assert not any(target.any() for target in targets.values())
