@@ -1,6 +1,7 @@
 """The process ends at every primitive write, half written files included: the store opens, at the last commit."""
 
 import contextlib
+import shutil
 from collections import Counter
 
 import pytest
@@ -142,6 +143,104 @@ def test_a_store_killed_while_it_is_made_can_be_made_again(tmp_path, monkeypatch
     else:
         pytest.fail("making a store took more than 40 writes")
     assert survive > 5
+
+
+def small_segments(url, counts, world_size=1):
+    """A store with one segment for each flush, too few to be merged by the way."""
+    store = make_store(url, world_size=world_size)
+    for rank in range(world_size):
+        with store.writer(rank) as writer:
+            for count in counts:
+                for step in range(writer.n_steps, writer.n_steps + count):
+                    mine = [delta for delta in STEPS[step]["deltas"] if delta.layer % world_size == rank]
+                    writer.append(**{**STEPS[step], "deltas": mine})
+                writer.flush()
+    return DeltaStore.open(url)
+
+
+def flush_one(store):
+    writer = store.writer()
+    try:
+        STEPS.fill(writer, 1)
+        writer.flush()
+    finally:
+        writer.abandon()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize(
+    ("counts", "world_size", "operation", "segments"),
+    [
+        ([1] * 7, 1, flush_one, 1),  # the eighth small segment makes the writer merge them
+        ([2, 1, 3], 1, lambda store: store.compact(), 1),
+        ([2, 1, 1], 2, lambda store: store.compact(), 1),
+    ],
+    ids=["merge behind a flush", "compact", "compact two ranks"],
+)
+def test_a_merge_that_is_killed_loses_nothing(tmp_path, monkeypatch, counts, world_size, operation, segments, torn):
+    small_segments(tmp_path / "whole", counts, world_size)
+    before = content(DeltaStore.open(tmp_path / "whole"))
+    after = [*before, *([content_of_step(len(before))] if operation is flush_one else [])]
+    for survive in range(120):
+        url = tmp_path / str(survive)
+        shutil.copytree(tmp_path / "whole", url)
+        store = DeltaStore.open(url)
+        assert len(store.reader.commits[0].segments) == len(counts)
+        with monkeypatch.context() as patch:
+            killer = Killer(survive, torn).install(patch)
+            with contextlib.suppress(Killed):
+                operation(store)
+        reopened = DeltaStore.open(url)
+        assert content(reopened) in (before, after)
+        assert reopened.verify().ok
+        reopened.compact()
+        healed = DeltaStore.open(url)
+        assert [len(commit.segments) for commit in healed.reader.commits] == [segments] * world_size
+        assert content(healed) == content(reopened)
+        assert not [orphan for orphan in healed.verify().orphans if orphan.startswith("rank-")]
+        if not killer.struck:
+            break
+    assert not killer.struck
+    assert content(reopened) == after
+    assert survive > 15
+
+
+def content_of_step(step):
+    """What `content` gives for a step of `STEPS`, written by one rank."""
+    one = STEPS[step]
+    delta = [(name, part.values.tolist()) for name, part in zip("abcd", one["deltas"], strict=True)]
+    return (StepStatus.STORED, tuple(one["sample_ids"]), one["seconds"], delta)
+
+
+def test_a_purge_that_is_killed_leaves_no_anchor_that_has_learnt(tmp_path, monkeypatch):
+    for survive in range(120):
+        url = tmp_path / str(survive)
+        store = make_store(url, world_size=2)
+        for rank in range(2):
+            with store.writer(rank) as writer:
+                for step in range(4):
+                    # only the first rank knows the id; both keep weights
+                    ids = ["asked"] if (rank, step) == (0, 1) else ["other"]
+                    deltas = [delta for delta in STEPS[step]["deltas"] if delta.layer % 2 == rank]
+                    writer.append(**{**STEPS[step], "deltas": deltas, "sample_ids": ids})
+                    if step in (0, 2):
+                        writer.anchor(dict(Plain().named_parameters()), None, None)
+        with monkeypatch.context() as patch:
+            killer = Killer(survive, torn=True).install(patch)
+            with contextlib.suppress(Killed):
+                DeltaStore.open(url).purge(["asked"])
+        reopened = DeltaStore.open(url)
+        assert reopened.verify().ok
+        # while the id is in a step a second purge finds it, and once it is not, no anchor may hold what it taught
+        assert reopened.steps_of(["asked"]).size or reopened.anchors == [1]
+        reopened.purge(["asked"])
+        reopened.refresh()
+        assert reopened.anchors == [1]
+        assert reopened.verify().orphans == ()
+        if not killer.struck:
+            break
+    assert not killer.struck
+    assert survive > 15
 
 
 def edited(url):
