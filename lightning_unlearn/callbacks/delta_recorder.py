@@ -44,8 +44,8 @@ class DeltaRecorder(Callback):
 
     A `fast_dev_run` records nothing, as it saves no checkpoint; sample ids are looked up all the same.
 
-    A change of weights made by anything but an optimizer (clamping, weight averaging) is charged to the next step; one
-    after the last step is not in the store, and a warning says so.
+    A change of weights made by anything but an optimizer (clamping, weight averaging) is in no recorded step: a warning
+    says so once, the step that follows is marked, and plans count them.
 
     Args:
         store: Directory (or fsspec URL) of the store. A new one is created; an existing one must know the weights
@@ -66,7 +66,10 @@ class DeltaRecorder(Callback):
             for every step.
         buffers: `"record"` also stores changes of float buffers (BatchNorm's running statistics), in full.
         size_budget: Bound on the bytes of deltas, after which steps are stored without their delta.
-        background: Encode and write in a thread; worth it with an accelerator or spare cores.
+        background: `True` encodes and writes in a thread, `False` does both in the training's own; `"auto"` writes in
+            a thread, and encodes in one where the weights are on an accelerator.
+        anchor_every: Keep the whole state of the training (weights, optimizers, random numbers) after every so many
+            recorded steps, to go on from there: `DeltaStore.read_anchor`. It takes the space of a checkpoint.
         seed: For `criterion="random"`.
         kind: `"repair"` for training after an edit.
 
@@ -95,7 +98,8 @@ class DeltaRecorder(Callback):
         watch: Collection[SampleId] | None = None,
         buffers: Literal["ignore", "record"] = "ignore",
         size_budget: int | None = None,
-        background: bool = False,
+        background: Literal["auto"] | bool = "auto",
+        anchor_every: int | None = None,
         seed: int = 0,
         kind: RunKind = "fit",
     ) -> None:
@@ -116,7 +120,8 @@ class DeltaRecorder(Callback):
         self._url = os.fspath(store)
         self._watch = None if watch is None else frozenset(as_sample_id("watch", one) for one in watch)
         self._size_budget = None if size_budget is None else check_positive_int("size_budget", size_budget)
-        self._background = bool(background)
+        self._background: Literal["auto"] | bool = check_choice("background", background, ("auto", True, False))
+        self._anchor_every = None if anchor_every is None else check_positive_int("anchor_every", anchor_every)
         self._seed = check_positive_int("seed", seed, zero=True)
         self._kind: RunKind = check_choice("kind", kind, ("fit", "repair"))
         self._identity = BatchIdentity(sample_id, sample_keys, digest=data_digest)
@@ -190,13 +195,15 @@ class DeltaRecorder(Callback):
         check_watch(self._watch, self._identity.known_ids)
         check_optimizers(trainer.optimizers)
         self._settings = self._settle(trainer, module)
+        away = any(parameter.device.type != "cpu" for parameter in module.parameters())
+        background = True if away and self._background == "auto" else self._background
         capture = DeltaCapture(
             module,
             self._settings,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             seed=self._seed,
-            share=not self._background,
+            share=background is not True,
         )
         complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
         session = RecordingSession.open(
@@ -209,7 +216,7 @@ class DeltaRecorder(Callback):
             kind=self._kind,
             resume=resume,
             size_budget=self._size_budget,
-            background=self._background,
+            background=background,
         )
         if not all(complete):
             warn(
@@ -219,7 +226,9 @@ class DeltaRecorder(Callback):
                 stacklevel=2,
             )
         self._saved = {}
-        self._recording = StepRecording(trainer, module, capture, session, self._identity, watch=self._watch)
+        self._recording = StepRecording(
+            trainer, module, capture, session, self._identity, watch=self._watch, anchor_every=self._anchor_every
+        )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note who is in the batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.joined_writer import JoinedWriter
 from lightning_unlearn.store.lineage import RunKind
-from lightning_unlearn.store.writer import StoreWriter
+from lightning_unlearn.store.writer import Background, StoreWriter
 from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
@@ -28,8 +29,12 @@ from lightning_unlearn.utilities.parameters import (
     parameter_norm,
     weights_digest,
 )
+from lightning_unlearn.utilities.rng import capture_rng
 
 __all__ = ["RecordingSession", "recorded_settings"]
+
+_PATIENCE = 5.0
+"""Seconds that rank 0 waits for the steps of ranks that it cannot talk to any more."""
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -92,7 +97,7 @@ class RecordingSession:
         kind: RunKind,
         resume: Mapping[str, Any] | None,
         size_budget: int | None,
-        background: bool,
+        background: Background,
     ) -> RecordingSession:
         """Create the store, or open it and find out how the weights at hand relate to it; collective over ranks.
 
@@ -106,7 +111,7 @@ class RecordingSession:
             kind: Whether this is ordinary training or a repair after an edit.
             resume: `state()` of the checkpoint that is being resumed.
             size_budget: Bound on the bytes of deltas, over all ranks.
-            background: Whether a thread writes.
+            background: What threads do, see `StoreWriter`.
 
         Raises:
             StoreMismatchError: the store is of another model, other data, other settings or another run.
@@ -186,6 +191,20 @@ class RecordingSession:
                 self.store.add_initial(found)
             self._left_out = {key: name for key, name in self._left_out.items() if name not in found}
 
+    def anchor(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Keep the state of the training as it is after the last appended step.
+
+        Weights and optimizers agree on all ranks, so rank 0 keeps them; random states do not. Frozen parameters whose
+        values the store does without are left out here as well.
+        """
+        if not self._trainer.is_global_zero:
+            self.writer.anchor(None, None, capture_rng())
+            return
+        left_out = set(self._left_out.values())
+        tensors = {**dict(module.named_parameters()), **float_buffers(module)}
+        weights = {name: tensor.detach() for name, tensor in tensors.items() if name not in left_out}
+        self.writer.anchor(weights, [optimizer.state_dict() for optimizer in optimizers], capture_rng())
+
     def state(self, module: nn.Module, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
 
@@ -193,7 +212,8 @@ class RecordingSession:
             module: The module that is recorded, as it is after the last appended step.
             drifted: Whether something other than an optimizer changed this rank's layers since that step.
             collective: Whether all ranks do this together; rank 0 then waits until the others have published. Alone
-                among several, a rank cannot know that, and the weights are not made known.
+                among several (after an error) it looks for their steps in the store for a few seconds, and does not
+                make the weights known where some are missing.
 
         Returns:
             Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
@@ -210,6 +230,8 @@ class RecordingSession:
             self._trainer.strategy.barrier("lightning_unlearn_flush")
             drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
         n_steps = self.writer.n_steps
+        if not together and self._trainer.is_global_zero:
+            together = self._all_published(n_steps)
         ranges = _with_range(self._origin.ranges, self._origin.n_steps, n_steps)
         digest = ""
         if self._trainer.is_global_zero:
@@ -228,6 +250,14 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
+
+    def _all_published(self, n_steps: int) -> bool:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            self.store.refresh()
+            if self.store.n_steps >= n_steps or time.monotonic() > until:
+                return self.store.n_steps >= n_steps
+            time.sleep(_PATIENCE / 100)
 
 
 def _initial_weights(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

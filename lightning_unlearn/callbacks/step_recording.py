@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from warnings import warn
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
-from lightning_unlearn.callbacks.delta_capture import DeltaCapture
+from lightning_unlearn.callbacks.delta_capture import DeltaCapture, StepChange
 from lightning_unlearn.callbacks.pending_ids import PendingIds
 from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.data.sample_ids import BatchIdentity
@@ -22,6 +22,8 @@ from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = ["StepRecording"]
+
+_MEASURE_EVERY = 100
 
 
 class StepRecording:
@@ -36,6 +38,7 @@ class StepRecording:
         session: Where it goes.
         identity: Who was in the batches.
         watch: Ids whose steps are stored with their delta; `None` for all steps.
+        anchor_every: After how many recorded steps the whole state of the training is kept; `None` for never.
 
     Attributes:
         saved: `RecordingSession.state` as of the last `save_state`; empty after a step could not be recorded.
@@ -50,6 +53,7 @@ class StepRecording:
         identity: BatchIdentity,
         *,
         watch: Collection[SampleId] | None,
+        anchor_every: int | None = None,
     ) -> None:
         self.saved: dict[str, Any] = {}
         self._trainer = trainer
@@ -58,13 +62,15 @@ class StepRecording:
         self._session = session
         self._identity = identity
         self._watch = None if watch is None else frozenset(watch)
+        self._anchor_every = anchor_every
         self._pending = PendingIds(len(trainer.optimizers))
+        self._edited = [False] * len(trainer.optimizers)
         self._failed = False
         self._warned = False
         self._last_step = time.perf_counter()
         self._handles: list[RemovableHandle] = []
         for number, optimizer in enumerate(trainer.optimizers):
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step(number)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(number)))
         self._stop_listening = listen_to_checkpoints(trainer.strategy, self._before_checkpoint)
 
@@ -91,16 +97,9 @@ class StepRecording:
             self.saved = {}
             return
         drifted = self._capture.drifted()
-        if drifted and not self._warned:
-            self._warned = True
-            warn(
-                f"Something other than an optimizer changed {shorten(drifted)} after the last step (weight averaging, "
-                "or an edit in a hook): that change is not recorded, and subtraction will not undo it.",
-                UnlearningWarning,
-                stacklevel=3,
-            )
+        self._say_edited(drifted)
         try:
-            self.saved = self._session.state(self._module, collective=collective)
+            self.saved = self._session.state(self._module, drifted=bool(drifted), collective=collective)
         except BaseException:
             self._failed, self.saved = True, {}
             raise
@@ -118,9 +117,24 @@ class StepRecording:
         if "callbacks" not in checkpoint:
             self.save_state()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._session.about_to_train(optimizer)
-        self._capture.watch(optimizer)
+    def _before_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self._session.about_to_train(optimizer)
+            self._edited[number] = bool(edited := self._capture.watch(optimizer).edited)
+            self._say_edited(edited)
+
+        return hook
+
+    def _say_edited(self, names: Sequence[str]) -> None:
+        if names and not self._warned:
+            self._warned = True
+            warn(
+                f"Something other than an optimizer changed {shorten(names)} after step {self._session.writer.n_steps} "
+                "(weight averaging, clamping, or an edit in a hook): such changes are in no recorded step, and "
+                "subtraction will not undo them. Steps that follow one are marked in the store.",
+                UnlearningWarning,
+                stacklevel=3,
+            )
 
     def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -149,14 +163,25 @@ class StepRecording:
             )
         now = time.perf_counter()
         seconds, self._last_step = now - self._last_step, now
-        deltas, status = None, StepStatus.UNWATCHED
+        step = self._session.writer.n_steps
+        change: StepChange | None = None
         if self._is_watched(ids):
-            deltas, status = self._capture.changes(optimizer, self._session.writer.n_steps).deltas, StepStatus.STORED
+            change = self._capture.changes(optimizer, step, step % _MEASURE_EVERY == 0)
         else:
             self._capture.skip(optimizer)
         self._session.writer.append(
-            optimizer=number, sample_ids=ids, batch_size=len(ids), seconds=seconds, deltas=deltas, status=status
+            optimizer=number,
+            sample_ids=ids,
+            batch_size=len(ids),
+            seconds=seconds,
+            deltas=None if change is None else change.deltas,
+            status=StepStatus.UNWATCHED if change is None else StepStatus.STORED,
+            pruning_error=None if change is None else change.pruning_error,
+            edited=self._edited[number] if change is None else change.edited,
         )
+
+        if self._anchor_every is not None and (step + 1) % self._anchor_every == 0:
+            self._session.anchor(self._module, self._trainer.optimizers)
 
     def _is_watched(self, ids: Collection[SampleId]) -> bool:
         if self._watch is None:
