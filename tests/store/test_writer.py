@@ -15,7 +15,7 @@ def url(request, tmp_path):
     return str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [False, "auto", True])
 @pytest.mark.parametrize("compression", [None, "zstd"])
 @pytest.mark.parametrize("segment_bytes", [1, 3000, 2**26])
 def test_what_was_appended_is_read(url, background, compression, segment_bytes):
@@ -58,7 +58,7 @@ def test_only_what_was_flushed_is_seen(url):
     assert store.n_steps == 2
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [False, "auto", True])
 @pytest.mark.parametrize("n_steps", [0, 2, 3, 5, 6, 7])
 def test_truncate(url, n_steps, background):
     store, steps = make_store(url), Steps()
@@ -125,7 +125,7 @@ def fill_and_close(writer, steps, count):
     writer.close()
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [False, "auto", True])
 def test_the_size_budget_keeps_everything_but_the_deltas(url, background):
     store, steps = make_store(url), Steps()
     one = len(b"".join(d.values.numpy().tobytes() for d in steps[0]["deltas"]))
@@ -190,7 +190,7 @@ def test_a_stale_writer_cannot_slip_into_a_gap_of_numbers():
     assert all(holds_step(store, step, steps[step]) for step in range(3))
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [False, "auto", True])
 def test_after_a_failed_publication_nothing_more_is_written(tmp_path, monkeypatch, background):
     store, steps = make_store(tmp_path / "s"), Steps()
     writer = store.writer(background=background)
