@@ -15,7 +15,6 @@ from lightning_unlearn.callbacks.captured_layers import Layer, difference, equal
 from lightning_unlearn.callbacks.device_selection import DeviceSelection
 from lightning_unlearn.callbacks.host_selection import HostSelection, Squares
 from lightning_unlearn.exceptions import UnsupportedStrategyError
-from lightning_unlearn.functional.kernels import KernelChoice
 from lightning_unlearn.functional.pruning import keep_of, kept_count
 from lightning_unlearn.types import LayerDelta, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
@@ -74,8 +73,6 @@ class DeltaCapture:
         seed: For `criterion="random"`.
         share: Whether returned dense values are views of buffers that the next step overwrites; otherwise they are
             copies. Sparse values are always copies.
-        kernel: What selects on the CPU: `"numpy"`, `"numba"` (an error where it is missing), or `"auto"`; `None` reads
-            the environment variable `LIGHTNING_UNLEARN_KERNEL`. The result does not depend on it.
     """
 
     def __init__(
@@ -87,7 +84,6 @@ class DeltaCapture:
         world_size: int = 1,
         seed: int = 0,
         share: bool = True,
-        kernel: KernelChoice | None = None,
     ) -> None:
         self._settings = settings
         self._seed = seed
@@ -106,7 +102,7 @@ class DeltaCapture:
         if settings.buffers == "record" and rank == 0:
             for number, (name, buffer) in enumerate(float_buffers(module).items(), len(parameters)):
                 self._buffers[name] = Layer(number, name, buffer, buffer.numel(), buffer.detach().clone())
-        self._host = HostSelection(settings, seed=seed, share=share, kernel=kernel)
+        self._host = HostSelection(settings, seed=seed, share=share)
         self._devices: dict[torch.device, DeviceSelection] = {}
         self._edits: dict[int, bool | dict[torch.device, Tensor]] = {}
 
@@ -120,7 +116,6 @@ class DeltaCapture:
 
         Raises:
             UnsupportedStrategyError: a parameter is not real floating-point.
-            MissingRequirementError: `kernel="numba"`, and it cannot be had.
         """
         edited, flags = [], dict[torch.device, list[Tensor]]()
         for layer in self._layers_of(optimizer):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.callbacks.captured_layers import Layer, difference, not_finite, whole_layer
-from lightning_unlearn.functional.kernels import KernelChoice, load_gather
 from lightning_unlearn.functional.pruning import kept_count, largest_entries, random_entries, split_positions
 from lightning_unlearn.functional.selection import Selector
 from lightning_unlearn.types import LayerDelta, RecordingSettings
@@ -24,8 +23,8 @@ T = TypeVar("T")
 Squares = tuple[float, float]
 """Sums of squares of what is dropped, and of everything."""
 
-# Handing work to another thread takes about as long as selecting from this many entries.
-_ENTRIES_PER_THREAD = 1 << 18
+# Handing work to another thread pays from about this many entries on.
+_ENTRIES_PER_THREAD = 1 << 19
 _MOST_THREADS = 4
 
 
@@ -40,14 +39,12 @@ class HostSelection:
         settings: What is kept.
         seed: For `criterion="random"`.
         share: Whether dense values may be views of scratch that the next step overwrites.
-        kernel: See `kernels.load_gather`.
     """
 
-    def __init__(self, settings: RecordingSettings, *, seed: int, share: bool, kernel: KernelChoice | None) -> None:
+    def __init__(self, settings: RecordingSettings, *, seed: int, share: bool) -> None:
         self._settings = settings
         self._seed = seed
         self._share = share
-        self._kernel = kernel
         self._selectors: list[Selector] = []
         self._threads: ThreadPoolExecutor | None = None
         self._scratch = torch.empty(0)
@@ -64,9 +61,8 @@ class HostSelection:
         elif not self._direct(layer) and (n > self._scratch.numel() or device != self._scratch.device):
             self._scratch = torch.empty(max(n, self._scratch.numel()), device=device)
         if not self._selectors and self._settings.criterion == "magnitude" and not self._settings.is_dense:
-            gather = load_gather(self._kernel)
             count = max(1, min(_MOST_THREADS, torch.get_num_threads()))
-            self._selectors = [Selector(gather) for _ in range(count)]
+            self._selectors = [Selector() for _ in range(count)]
 
     def select(self, layers: Sequence[Layer], step: int, measure: bool) -> tuple[list[LayerDelta], Squares]:
         """Kept entries by layer, without layers that did not change; and the squares, zeros unless measured.
