@@ -95,6 +95,7 @@ class SubjectGroupedBatchSampler(Sampler[list[int]]):
         self.max_share = check_fraction("max_share", max_share)
         self.seed = check_positive_int("seed", seed, zero=True)
         self.epoch = 0
+        self._skip = 0
         self._global_batch = self.batch_size * self.num_replicas
         if max_share * self._global_batch < 1:
             rule = f"at least 1 / {self._global_batch}, one row of the global batch"
@@ -121,12 +122,17 @@ class SubjectGroupedBatchSampler(Sampler[list[int]]):
         """Choose the order of this epoch; Lightning does it before every epoch."""
         self.epoch = check_positive_int("epoch", epoch, zero=True)
 
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of the next epoch that is drawn: a resumed run has trained on them already."""
+        self._skip = check_positive_int("batches", batches, zero=True)
+
     def __len__(self) -> int:
         full, rest = divmod(self._n_rows, self._global_batch)
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches(self.epoch):
+        start, self._skip = self._skip, 0
+        for batch in self._batches(self.epoch)[start:]:
             padded = np.resize(batch, -(-len(batch) // self.num_replicas) * self.num_replicas)
             yield padded[self.rank :: self.num_replicas].tolist()
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from lightning import LightningDataModule
+from lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, Subset, WeightedRandomSampler
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
@@ -152,3 +152,40 @@ def test_two_processes_share_grouped_global_batches(gloo_pool):
     steps = [Counter(SUBJECTS[row] for row in one + two) for one, two in zip(first, second, strict=True)]
     assert sorted(step["ann"] for step in steps[:5]) == [0, 0, 0, 0, 4]
     assert sorted(row for one, two in zip(first[:5], second[:5], strict=True) for row in one + two) == list(range(40))
+
+
+class SaveAndStop(Callback):
+    def __init__(self, path, batches):
+        self.path, self.batches, self.count = path, batches, 0
+
+    def on_train_batch_end(self, trainer, *args):
+        self.count += 1
+        if self.count == self.batches:
+            trainer.save_checkpoint(self.path)
+            raise KeyError("stop")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batches", [1, 3, 7])
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_a_run_that_goes_on_in_mid_epoch_trains_on_the_rest_of_the_epoch(tmp_path, batches, workers):
+    first, second = BoringClassifier(), BoringClassifier()
+    stop = SaveAndStop(tmp_path / "mid.ckpt", batches)
+    callbacks = [SubjectGrouping(SUBJECTS), DeltaRecorder(tmp_path / "s"), stop]
+    with pytest.raises(KeyError, match="stop"):
+        quiet_trainer(callbacks=callbacks, max_epochs=3).fit(first, loader(num_workers=workers))
+    trainer = quiet_trainer(callbacks=[SubjectGrouping(SUBJECTS), DeltaRecorder(tmp_path / "s")], max_epochs=3)
+    trainer.fit(second, loader(num_workers=workers), ckpt_path=tmp_path / "mid.ckpt")
+    assert first.seen + second.seen == expected_batches(3)
+    store = DeltaStore.open(tmp_path / "s")
+    assert [list(store.record(step).sample_ids) for step in range(store.n_steps)] == expected_batches(3)
+
+
+def test_a_run_that_goes_on_after_an_epoch_begins_the_next_one(tmp_path):
+    first, second = BoringClassifier(), BoringClassifier()
+    trainer = quiet_trainer(callbacks=[SubjectGrouping(SUBJECTS)], max_epochs=1)
+    trainer.fit(first, loader())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    resumed = quiet_trainer(callbacks=[SubjectGrouping(SUBJECTS)], max_epochs=3)
+    resumed.fit(second, loader(), ckpt_path=tmp_path / "end.ckpt")
+    assert first.seen + second.seen == expected_batches(3)

@@ -17,8 +17,10 @@ from torch.utils.data import (
     Subset,
     WeightedRandomSampler,
     default_collate,
+    random_split,
 )
 
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.data.sample_ids import BatchIdentity
 from lightning_unlearn.exceptions import (
     DeletionRequestError,
@@ -26,6 +28,7 @@ from lightning_unlearn.exceptions import (
     UnlearningWarning,
     UnsupportedStrategyError,
 )
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 
@@ -248,6 +251,67 @@ def test_iterable_data_with_ids_in_the_batch_is_one_batch_ahead_and_right():
 def test_keys_in_the_batch_may_be_strings():
     listener, _ = run(loader(IdDataset(keys=True)), identity=BatchIdentity("key"), max_epochs=1)
     assert listener.ids == [[f"row-{index}" for index in contents] for contents in listener.contents]
+
+
+SPLIT = random_split(IdDataset(), [24, 16], generator=torch.Generator().manual_seed(0))
+LOADERS = {
+    **CASES,
+    "half of a split": lambda: loader(SPLIT[0]),
+    "a split that is joined again": lambda: loader(ConcatDataset(SPLIT), num_workers=2),
+    "persistent workers": lambda: loader(num_workers=2, persistent_workers=True, prefetch_factor=4),
+    **{
+        mode: lambda mode=mode: CombinedLoader([loader(part, batch_size=4) for part in SPLIT], mode)
+        for mode in ("max_size_cycle", "min_size", "max_size")
+    },
+    "None in one of two": lambda: CombinedLoader(
+        [loader(SPLIT[0], batch_size=4, collate_fn=none_for_odd_start), loader(SPLIT[1], batch_size=4)], "min_size"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [case for case in LOADERS if case != "bulk fetch"])
+@pytest.mark.parametrize("kwargs", [{}, {"limit_train_batches": 3, "max_epochs": 3}], ids=["all", "limited"])
+@pytest.mark.filterwarnings("ignore:.*train_dataloader yielded None")
+def test_every_recorded_step_has_the_ids_of_its_batch(case, kwargs, tmp_path):
+    """Each row's content carries its index, and the store is compared with it."""
+    module = Module()
+    trainer = quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s")], **kwargs)
+    trainer.fit(module, LOADERS[case]())
+    store = DeltaStore.open(tmp_path / "s")
+    assert [list(store.record(step).sample_ids) for step in range(store.n_steps)] == module.seen
+    assert store.n_steps >= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support the CombinedLoader")
+def test_what_fit_itself_refuses_is_left_to_it(tmp_path):
+    trainer = quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s")])
+    with pytest.raises(ValueError, match="sequential"):
+        trainer.fit(module := Module(), CombinedLoader([loader(), loader()], "sequential"))
+    assert not module.seen
+    assert "process_dataloader" not in vars(trainer.strategy)
+
+
+class Pipeline:
+    """Like a pipeline of shards: iterable, and no `DataLoader`."""
+
+    def __iter__(self):
+        return iter(loader())
+
+
+@pytest.mark.parametrize("make", [Pipeline, lambda: DataLoader(Stream(), batch_size=4)], ids=["pipeline", "stream"])
+def test_streams_are_refused_with_the_remedy_and_recorded_with_it(make, tmp_path):
+    module = Module()
+    with pytest.raises(UnsupportedStrategyError, match=r"Pass `sample_id=` \(a key of the batch"):
+        quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s")]).fit(module, make())
+    assert not module.seen
+    assert not DeltaStore.exists(tmp_path / "s")
+    for source in ("index", lambda batch: [f"row-{index}" for index in batch["index"].tolist()]):
+        module, url = Module(), tmp_path / str(callable(source))
+        quiet_trainer(callbacks=[DeltaRecorder(url, sample_id=source)]).fit(module, make())
+        store = DeltaStore.open(url)
+        recorded = [list(store.record(step).sample_ids) for step in range(store.n_steps)]
+        named = [[f"row-{index}" for index in batch] for batch in module.seen] if callable(source) else module.seen
+        assert recorded == named
 
 
 def test_batches_of_a_forgetting_pass_name_the_samples_of_every_part():
