@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,23 @@ from rich.table import Table
 from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods import METHODS
+from lightning_unlearn.results import to_dict
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.documents import FORMAT_VERSION
 
 __all__ = ["main"]
 
 
-def store_info(store: str) -> None:
-    """Say what a store holds: steps, deltas, size, identity of the samples, runs, model states, requests.
+def store_info(store: str, json: bool = False) -> None:
+    """Say what a store holds: steps, deltas, size, errors, identity of the samples, runs, model states, requests.
 
     Args:
         store: Path or URL.
+        json: Print JSON instead of a table.
     """
+    if json:
+        print(dumps(to_dict(DeltaStore.open(store).info()), indent=1))
+        return
     table = Table(title=f"Store {store}", show_header=False, title_justify="left")
     for label, value in DeltaStore.open(store).info().rows():
         table.add_row(label, value)

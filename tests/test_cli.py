@@ -23,6 +23,13 @@ def test_store_info(recorded, capsys):
     assert "by position" in out
 
 
+def test_store_info_as_json(recorded, capsys):
+    main(["store", "info", recorded.url, "--json", "true"])
+    info = json.loads(capsys.readouterr().out)
+    assert (info["steps"], info["edited"]) == (24, 0)
+    assert {"pruning_error", "rounding_error", "distinct_ids"} <= set(info)
+
+
 def test_store_verify(tmp_path, capsys):
     recorded = record(tmp_path)
     main(["store", "verify", recorded.url])

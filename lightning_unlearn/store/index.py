@@ -49,11 +49,11 @@ class StepIndex:
         self,
         ranks: Sequence[Sequence[Segment]],
         n_steps: int,
-        failed: Callable[[Segment, Exception], Exception] = lambda segment, error: error,
+        failed: Callable[[Segment, Exception], Exception],
     ) -> None:
         self.n_steps = n_steps
         self._segments = [segment for segments in ranks for segment in segments]
-        self.failed = failed
+        self._failed = failed
         self.batch_sizes = self._merge(np.int64, "batch_size", np.add)
         self.seconds = self._merge(np.float64, "seconds", np.maximum)
         self.optimizer = self._merge(np.int32, "optimizer", np.minimum)
@@ -77,7 +77,7 @@ class StepIndex:
         try:
             yield
         except (ValueError, OSError) as error:
-            raise self.failed(segment, error) from error
+            raise self._failed(segment, error) from error
 
     def counts_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> tuple[Int64s, Int64s]:
         """Steps that saw one of the ids, ascending, and how often they occur in each."""

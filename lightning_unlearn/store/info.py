@@ -71,14 +71,8 @@ class StoreInfo:
             ("size", f"{self.bytes / 1e6:,.2f} MB"),
             ("keep", f"{keep}, {settings.criterion}, by {settings.scope}"),
             ("values", f"{settings.value_dtype}, {settings.compression or 'not compressed'}"),
-            (
-                "error of pruning",
-                "not measured" if self.pruning_error is None else f"{self.pruning_error:.2%} (median)",
-            ),
-            (
-                "error of rounding",
-                "not measured" if self.rounding_error is None else f"{self.rounding_error:.2e} (median)",
-            ),
+            ("error of pruning", _median(self.pruning_error)),
+            ("error of rounding", _median(self.rounding_error)),
             ("steps after an edit", f"{self.edited:,}"),
             ("sample ids", f"{self.distinct_ids:,} by {self.data.identity}"),
             ("training time", f"{self.seconds:,.1f} s"),

@@ -80,13 +80,12 @@ class StoreReader:
     @cached_property
     def index(self) -> StepIndex:
         """Columns of all segments."""
-        ranks = {id(segment): rank for rank, segments in enumerate(self.segments) for segment in segments}
+        return StepIndex(self.segments, self.n_steps, self._failed)
 
-        def failed(segment: Segment, error: Exception) -> Exception:
-            name = f"{rank_directory(ranks[id(segment)])}/{segment.ref.name}"
-            return corrupted(name, range(segment.ref.start, segment.ref.stop), error)
-
-        return StepIndex(self.segments, self.n_steps, failed)
+    def _failed(self, segment: Segment, error: Exception) -> Exception:
+        rank = next(rank for rank, segments in enumerate(self.segments) if any(one is segment for one in segments))
+        name = f"{rank_directory(rank)}/{segment.ref.name}"
+        return corrupted(name, range(segment.ref.start, segment.ref.stop), error)
 
     def record(self, step: int) -> StepRecord:
         """Everything about a step but its delta.
@@ -153,7 +152,7 @@ class StoreReader:
             StoreCorruptedError: an id index is damaged.
         """
         beyond = max((commit.n_steps for commit in self.commits), default=0)
-        return StepIndex(self.segments, beyond, self.index.failed).ids_in(range(beyond))
+        return StepIndex(self.segments, beyond, self._failed).ids_in(range(beyond))
 
     def _part(self, rank: int, segment: Segment, step: int, *, payload: bool) -> StepPart:
         name, index = f"{rank_directory(rank)}/{segment.ref.name}", step - segment.ref.start

@@ -81,6 +81,20 @@ def _step(columns: Columns, table: KeyTable | None, ordinal: int, index: int) ->
     return step
 
 
+class _Either:
+    """Reads what was made in memory, and the payload behind it from the file."""
+
+    def __init__(self, memory: bytes, read: Read, shift: int) -> None:
+        self._memory = memory
+        self._read = read
+        self._shift = shift
+
+    def __call__(self, start: int, stop: int) -> Raw:
+        if stop <= len(self._memory):
+            return memoryview(self._memory)[start:stop]
+        return self._read(start + self._shift, stop + self._shift)
+
+
 def segment_of_version1(ref: SegmentRef, head: Raw, read: Read) -> Segment:
     """A segment of version 1, as one of the current version.
 
@@ -130,14 +144,8 @@ def segment_of_version1(ref: SegmentRef, head: Raw, read: Read) -> Segment:
         store_id=metadata.get("store_id", ""),
         compression="zstd" if metadata.get("compression") == "zstd" else None,
     )
-    memory = memoryview(b"".join(chunks))
-
-    def read_either(start: int, stop: int) -> Raw:
-        if stop <= len(memory):
-            return memory[start:stop]
-        shift = ref.head_bytes - len(memory)
-        return read(start + shift, stop + shift)
-
+    memory = b"".join(chunks)
+    read_either = _Either(memory, read, ref.head_bytes - len(memory))
     segment = Segment(shown, memory[: shown.head_bytes], read_either)
     segment.version = VERSION_1
     return segment

@@ -257,6 +257,51 @@ def test_info(url):
     assert "fit from step 5" in text
 
 
+def test_errors_and_edits_are_kept_with_every_step(url):
+    store, steps = make_store(url, value_dtype="int8", world_size=2), Steps()
+    measured = {1: 0.25, 2: 0.75, 4: 0.5}
+    for rank in range(2):
+        with store.writer(rank, segment_bytes=4000) as writer:
+            for step in range(6):
+                mine = [delta for delta in steps[step]["deltas"] if delta.layer % 2 == rank]
+                error = measured[step] + rank / 8 if step in measured else None
+                writer.append(
+                    **{**steps[step], "deltas": mine}, pruning_error=error, edited=(rank, step) in {(0, 3), (1, 5)}
+                )
+    store.refresh()
+    records = [store.record(step) for step in range(6)]
+    # each rank measures its own layers; the larger error stands for the step
+    assert {one.step: one.pruning_error for one in records if not np.isnan(one.pruning_error)} == {
+        step: error + 0.125 for step, error in measured.items()
+    }
+    assert [one.step for one in records if one.edited] == [3, 5]
+    rounding = [one.rounding_error for one in records]
+    assert [not np.isnan(error) for error in rounding] == [step in measured for step in range(6)]
+    for step in measured:
+        exact = {delta.layer: delta.values.double() for delta in steps[step]["deltas"]}
+        read = {one.layer: one.values.double() for one in store.read(step).values()}
+        ranks = [[layer for layer in exact if layer % 2 == rank] for rank in range(2)]
+        errors = [
+            torch.cat([read[layer] - exact[layer] for layer in layers]).norm()
+            / torch.cat([exact[layer] for layer in layers]).norm()
+            for layers in ranks
+        ]
+        assert rounding[step] == pytest.approx(float(max(errors)), rel=1e-6)
+    assert records[0] == store.record(0)
+    info = store.info()
+    assert info.pruning_error == 0.625
+    assert info.rounding_error == pytest.approx(np.median([rounding[step] for step in measured]))
+    assert info.edited == 2
+    text = str(info)
+    assert "error of pruning: 0.625" in text
+    assert "steps after an edit: 2" in text
+    store.purge([steps[1]["sample_ids"][0]], [2])
+    store.compact()
+    store.refresh()
+    assert [store.record(step).edited for step in range(6)] == [one.edited for one in records]
+    assert [str(store.record(step).pruning_error) for step in range(6)] == [str(one.pruning_error) for one in records]
+
+
 def test_the_bytes_are_those_on_disk(tmp_path):
     store = make_store(tmp_path / "s", world_size=2)
     for rank in range(2):

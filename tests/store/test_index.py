@@ -17,6 +17,10 @@ IDS = st.one_of(st.integers(0, 12), st.sampled_from(["a", "b", "7"]))
 STEP_LISTS = st.lists(st.lists(IDS, max_size=6), min_size=1, max_size=12)
 
 
+def failed(segment, error):
+    raise AssertionError(segment.ref.name) from error
+
+
 def segments_of(steps, cut, status=StepStatus.STORED):
     made = []
     for start, part in ((0, steps[:cut]), (cut, steps[cut:])):
@@ -37,7 +41,9 @@ def segments_of(steps, cut, status=StepStatus.STORED):
 @given(STEP_LISTS, STEP_LISTS, st.integers(0, 12), st.sets(IDS, max_size=4), st.booleans())
 def test_against_plain_loops(first, second, cut, wanted, ranged):
     n_steps = min(len(first), len(second))
-    index = StepIndex([segments_of(first, cut), segments_of(second, min(cut, 1), StepStatus.UNWATCHED)], n_steps)
+    index = StepIndex(
+        [segments_of(first, cut), segments_of(second, min(cut, 1), StepStatus.UNWATCHED)], n_steps, failed
+    )
     within = [(1, 3), (5, 9)] if ranged else None
     visible = [s for s in range(n_steps) if within is None or any(a <= s < b for a, b in within)]
     merged = {s: first[s] + second[s] for s in range(n_steps)}
@@ -67,7 +73,7 @@ def test_millions_of_ids_stay_fast(keys):
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 50_000, (steps, per_step)).tolist()
     lists = [[f"u{one}" for one in row] for row in rows] if keys else rows
-    index = StepIndex([segments_of(lists, 500)], steps)
+    index = StepIndex([segments_of(lists, 500)], steps, failed)
     wanted = lists[3][:100]
     started = time.perf_counter()
     found, counts = index.counts_of(wanted)
