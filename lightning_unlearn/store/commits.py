@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -202,6 +203,16 @@ class CommitLog:
         self.head = commit
         for number in numbers[:-1]:
             self._files.delete(f"{self.directory}/{_commit_name(number)}")
+
+    def discard(self, refs: Iterable[SegmentRef | AnchorRef]) -> None:
+        """Remove files whose commit has just failed, if it certainly did: on a full disk they would take the last room.
+
+        Elsewhere than on a local disk a commit may still turn up, so there they are left to the next writer.
+        """
+        if self._files.is_local and not self._files.exists(f"{self.directory}/{_commit_name(self.head.number + 1)}"):
+            for ref in refs:
+                with suppress(OSError):
+                    self._files.delete(f"{self.directory}/{ref.name}")
 
     def clean(self) -> None:
         """Remove what no commit refers to: unpublished files, and segments that were dropped or replaced."""

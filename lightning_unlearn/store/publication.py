@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from lightning_unlearn.exceptions import StoreCorruptedError, UnlearningWarning
 from lightning_unlearn.store.anchors import AnchorContents
@@ -11,7 +12,7 @@ from lightning_unlearn.store.compaction import merge_segments, segments_to_merge
 from lightning_unlearn.store.compression import Compression
 from lightning_unlearn.store.records import EncodedStep
 from lightning_unlearn.store.rewrite import slice_segment
-from lightning_unlearn.store.segment import build_segment
+from lightning_unlearn.store.segment import SegmentRef, build_segment
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["Publication"]
@@ -45,27 +46,34 @@ class Publication:
 
     def publish(self, steps: list[EncodedStep], anchor: AnchorContents | None = None) -> None:
         """Make steps, and then an anchor behind them, part of the store; `steps` is emptied."""
-        head = self._log.head
-        segments, anchors = head.segments, head.anchors
-        if steps:
-            ref, chunks = build_segment(
-                steps,
-                name=self._log.segment_name(),
-                start=head.n_steps,
-                rank=self._log.rank,
-                store_id=self._store_id,
-                compression=self._compression,
-            )
-            self._log.publish_segment(ref, chunks)
-            del chunks
-            segments = (*segments, ref)
-        if anchor is not None:
-            kept = AnchorRef(self._log.anchor_name(anchor.step), anchor.step, len(anchor.data), anchor.digest)
-            self._log.publish_segment(kept, [anchor.data])
-            anchors = (*anchors, kept)
-        self._log.commit(segments, anchors)
+        new_segments: list[SegmentRef] = []
+        new_anchors: list[AnchorRef] = []
+        try:
+            if steps:
+                new_segments.append(self._publish_steps(steps))
+            if anchor is not None:
+                name = self._log.anchor_name(anchor.step)
+                new_anchors.append(AnchorRef(name, anchor.step, len(anchor.data), anchor.digest))
+                self._log.publish_segment(new_anchors[-1], [anchor.data])
+            head = self._log.head
+            self._log.commit((*head.segments, *new_segments), (*head.anchors, *new_anchors))
+        except OSError:
+            self._log.discard((*new_segments, *new_anchors))
+            raise
         steps.clear()  # what follows takes the room of these records
         self._merge()
+
+    def _publish_steps(self, steps: Sequence[EncodedStep]) -> SegmentRef:
+        ref, chunks = build_segment(
+            steps,
+            name=self._log.segment_name(),
+            start=self._log.head.n_steps,
+            rank=self._log.rank,
+            store_id=self._store_id,
+            compression=self._compression,
+        )
+        self._log.publish_segment(ref, chunks)
+        return ref
 
     def truncate(self, steps: list[EncodedStep], n_steps: int) -> None:
         """Drop everything from step `n_steps` on, after publishing `steps`, in which nothing is dropped."""
@@ -86,6 +94,10 @@ class Publication:
                 self._merging = False
                 warnings.warn(f"Small segments are no longer merged. {error}", UnlearningWarning, stacklevel=2)
                 return
-            self._log.commit((*segments[: run.start], merged, *segments[run.stop :]))
+            try:
+                self._log.commit((*segments[: run.start], merged, *segments[run.stop :]))
+            except OSError:
+                self._log.discard([merged])
+                raise
             for ref in segments[run]:
                 self._files.delete(f"{self._log.directory}/{ref.name}")
