@@ -2,13 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 import threading
+import uuid
 import warnings
 
 import pytest
 import torch
 
-from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.exceptions import StoreMismatchError, UnlearningWarning
 from lightning_unlearn.store.codec import encode_layer, relative_rounding_error
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import LayerDelta
@@ -240,3 +243,57 @@ def test_a_crash_at_every_primitive_of_publishing_and_merging(tmp_path, monkeypa
     assert not killer.struck
     assert survive > 15
     assert outcomes == {(7, 7), (8, 8), (8, 1)}
+
+
+HOLDER = """
+import sys
+from lightning_unlearn.store.delta_store import DeltaStore
+from tests.helpers.stores import Steps
+writer = DeltaStore.open(sys.argv[1]).writer()
+Steps().fill(writer, 2)
+print("held", flush=True)
+sys.stdin.readline()
+writer.close()
+"""
+
+
+def test_two_processes(tmp_path):
+    store = make_store(tmp_path / "s")
+    command = [sys.executable, "-c", HOLDER, store.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:  # noqa: S603
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StoreMismatchError, match="another writer"):
+            store.writer()
+        other.stdin.write("go on\n")
+        other.stdin.flush()
+        assert other.wait(60) == 0
+    store.refresh()
+    assert store.n_steps == 2
+    with store.writer() as writer:
+        Steps().fill(writer, 1)
+
+
+def record_at_once(url, seed, ready, errors):
+    ready.wait(20)
+    try:
+        with DeltaStore.open(url).writer(segment_bytes=1500) as writer:
+            Steps(seed=seed).fill(writer, 8)
+    except Exception as error:
+        errors.append(error)
+
+
+def test_many_threads_at_once_where_nothing_can_be_locked():
+    """Whatever the interleaving: each error is a typed one, and every step is one that a writer wrote."""
+    for _ in range(6):
+        store = make_store(f"memory://{uuid.uuid4().hex}")
+        errors, ready = [], threading.Barrier(4)
+        threads = [threading.Thread(target=record_at_once, args=(store.url, seed, ready, errors)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert all(isinstance(error, StoreMismatchError) for error in errors), errors
+        store.refresh()
+        assert store.verify().ok
+        for step in range(store.n_steps):
+            assert any(holds_step(store, step, Steps(seed=seed)[step]) for seed in range(4))
