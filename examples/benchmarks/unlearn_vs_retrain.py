@@ -216,7 +216,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     rows: list[dict[str, Any]] = []
-    one_case(arguments.sizes[0], True, 0, arguments.data_root)  # the first call of everything, which nobody is to pay for
+    one_case(arguments.sizes[0], True, 0, arguments.data_root)  # not counted: the first call of everything is slow
     for size in arguments.sizes:
         for grouped in (True, False):
             rows += median_rows([one_case(size, grouped, seed, arguments.data_root) for seed in range(arguments.seeds)])
