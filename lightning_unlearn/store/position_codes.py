@@ -121,12 +121,17 @@ def decode_gaps(
     np.copyto(places, codes)
     places += 1
     places[escapes] -= 1
-    lengths = np.add.reduceat(places, starts[:-1])
-    if int(lengths.max()) > numel:
-        raise ValueError(f"position {int(lengths.max()) - 1} in a layer of {numel} entries")
     places[0] -= 1
-    places[starts[1:-1]] -= lengths[:-1]  # every code begins before the first entry again
+    longest = 0
+    if len(parts) > 1:
+        lengths = np.add.reduceat(places, starts[:-1])
+        lengths[0] += 1
+        longest = int(lengths.max())
+        places[starts[1:-1]] -= lengths[:-1]  # every code begins before the first entry again
     np.cumsum(places, out=places)
+    last = max(int(places[-1]), longest - 1)
+    if last >= numel:
+        raise ValueError(f"position {last} in a layer of {numel} entries")
     return _without_escapes(places, escapes) if escapes.size else places
 
 

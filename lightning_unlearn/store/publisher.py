@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["Publisher"]
+
+
+_NICE = 15
 
 
 class Publisher:
@@ -35,7 +41,7 @@ class Publisher:
             self.check()
             return
         # Not a daemon: a process that ends in the meantime ends after the publication, not in the middle of it.
-        self._thread = threading.Thread(target=self._run, args=(task,), name="store-publisher")
+        self._thread = threading.Thread(target=self._beside, args=(task,), name="store-publisher")
         self._thread.start()
 
     def run(self, task: Callable[[], None]) -> None:
@@ -67,6 +73,13 @@ class Publisher:
         """Raise what a publication raised; does not wait."""
         if self._error is not None:
             raise self._error
+
+    def _beside(self, task: Callable[[], None]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            # With fewer free cores than threads the training's parallel loops would wait for this one at every end.
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._run(task)
 
     def _run(self, task: Callable[[], None]) -> None:
         try:
