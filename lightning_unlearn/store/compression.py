@@ -24,7 +24,7 @@ __all__ = ["Compression", "check_compression", "join_payload", "split_payload"]
 Compression: TypeAlias = Literal["zstd"] | None
 
 _LEVEL = 1  # higher levels cost several times the seconds and save nothing: these bytes hold no repeats, only entropy
-_OWN_BLOCK = 4096  # bytes of a plane from which its own code table costs less than it saves
+_OWN_BLOCK = 1024  # bytes of a plane from which its own code table costs less than it saves
 _local = threading.local()  # contexts are costly to make and must not be shared by threads
 
 
