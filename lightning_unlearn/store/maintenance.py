@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from lightning_unlearn.exceptions import LightningUnlearnError
-from lightning_unlearn.store.commits import AnchorRef, CommitLog, rank_directory, read_commit
+from lightning_unlearn.store.commits import AnchorRef, Commit, CommitLog, rank_directory, read_commit
 from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.store.info import Damage, VerificationReport
 from lightning_unlearn.store.opening import corrupted, load_segment, whole_file
@@ -18,6 +18,7 @@ from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 __all__ = ["check_anchor", "check_segment", "purge", "repair", "total_bytes", "verify"]
 
 _LOCKS = (".lock",)
+_ATTEMPTS = 5
 
 
 def total_bytes(files: Files, world_size: int) -> int:
@@ -54,6 +55,22 @@ def check_anchor(files: Files, directory: str, ref: AnchorRef) -> Damage | None:
     return None if intact else Damage(name, "altered (anchor)")
 
 
+def _check_rank(files: Files, store_id: str, rank: int) -> tuple[Commit, list[Damage]]:
+    """The newest commit of a rank, and what is damaged in its files."""
+    directory = rank_directory(rank)
+    for attempt in range(1, _ATTEMPTS + 1):
+        commit = read_commit(files, store_id, rank)
+        found = [
+            *(check_segment(files, directory, ref) for ref in commit.segments),
+            *(check_anchor(files, directory, ref) for ref in commit.anchors),
+        ]
+        damages = [damage for damage in found if damage is not None]
+        # A writer that goes on may have merged what is missing here.
+        if not damages or attempt == _ATTEMPTS or read_commit(files, store_id, rank) == commit:
+            break
+    return commit, damages
+
+
 def verify(
     files: Files, store_id: str, world_size: int, documents: Mapping[str, Callable[[], object]]
 ) -> VerificationReport:
@@ -80,7 +97,7 @@ def verify(
     for rank in range(world_size):
         directory = rank_directory(rank)
         try:
-            commit = read_commit(files, store_id, rank)
+            commit, found = _check_rank(files, store_id, rank)
         except (LightningUnlearnError, OSError) as error:
             damages.append(Damage(directory, str(error), repairable=salvage_commit(files, store_id, rank) is not None))
             continue
@@ -90,8 +107,7 @@ def verify(
         orphans += [f"{directory}/{name}" for name in names if name not in live and not name.endswith(_LOCKS)]
         checked += len(parts) + (commit.number > 0)
         steps += commit.n_steps
-        damages += [found for ref in commit.segments if (found := check_segment(files, directory, ref)) is not None]
-        damages += [found for ref in commit.anchors if (found := check_anchor(files, directory, ref)) is not None]
+        damages += found
     return VerificationReport(files.url, checked, steps, tuple(damages), tuple(orphans))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lightning_unlearn.exceptions import MissingDeltaError
+from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.commits import Commit, rank_directory, read_commit
 from lightning_unlearn.store.compression import Compression
 from lightning_unlearn.store.index import StepIndex
@@ -27,6 +28,8 @@ REASONS: dict[StepStatus, str] = {
     StepStatus.LOST: "its file was damaged",
 }
 """Why a step has no delta."""
+
+_ATTEMPTS = 5
 
 
 def _plain(error: float) -> float:
@@ -52,6 +55,9 @@ class StepPart:
 class StoreReader:
     """One consistent view of all ranks' steps; make a new one to see later commits.
 
+    A writer that goes on may replace files meanwhile, as it merges small segments. Heads that are not read yet are then
+    taken from the files that replaced them; later, reading what is gone says that a new view is needed.
+
     Args:
         files: The store's directory.
         store_id: The store's id.
@@ -66,12 +72,29 @@ class StoreReader:
         self._files = files
         self._views = Views(files)
         self._signature = signature
+        self._store_id = store_id
         self.commits: list[Commit] = [read_commit(files, store_id, rank) for rank in range(world_size)]
         self.n_steps = min(commit.n_steps for commit in self.commits)
 
     @cached_property
     def segments(self) -> list[list[Segment]]:
-        """Heads of every rank's segments, read on first use."""
+        """Heads of every rank's segments, read on first use.
+
+        Raises:
+            StoreCorruptedError: one is missing or damaged.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._load()
+            except StoreCorruptedError:
+                newest = [read_commit(self._files, self._store_id, rank) for rank in range(len(self.commits))]
+                if newest == self.commits:
+                    raise
+                self.commits = newest
+                self.n_steps = min(self.n_steps, *(commit.n_steps for commit in newest))
+        return self._load()
+
+    def _load(self) -> list[list[Segment]]:
         return [
             [load_segment(self._files, rank_directory(rank), ref, self._views) for ref in commit.segments]
             for rank, commit in enumerate(self.commits)
@@ -82,10 +105,15 @@ class StoreReader:
         """Columns of all segments."""
         return StepIndex(self.segments, self.n_steps, self._failed)
 
-    def _failed(self, segment: Segment, error: Exception) -> Exception:
+    def _failed(self, segment: Segment, error: Exception, steps: Sequence[int] | None = None) -> Exception:
+        """Why a segment could not be read: it is damaged, or it is in the store no more."""
         rank = next(rank for rank, segments in enumerate(self.segments) if any(one is segment for one in segments))
         name = f"{rank_directory(rank)}/{segment.ref.name}"
-        return corrupted(name, range(segment.ref.start, segment.ref.stop), error)
+        live = {ref.name for ref in read_commit(self._files, self._store_id, rank).segments}
+        if segment.ref.name not in live:
+            got, remedy = f"a newer state without {name}", "Call `refresh()`, or open it again."
+            return StoreMismatchError(expected("store", "as it was when it was opened", got, remedy))
+        return corrupted(name, range(segment.ref.start, segment.ref.stop) if steps is None else steps, error)
 
     def record(self, step: int) -> StepRecord:
         """Everything about a step but its delta.
@@ -93,6 +121,7 @@ class StoreReader:
         Raises:
             MissingDeltaError: there is no such step.
             StoreCorruptedError: its record is damaged.
+            StoreMismatchError: its file was replaced since the store was opened.
         """
         parts = [self._part(rank, segment, step, payload=False).step for rank, segment in self._at(step)]
         ids: tuple[SampleId, ...] = tuple(sample_id for part in parts for sample_id in part.sample_ids)
@@ -118,6 +147,7 @@ class StoreReader:
         Raises:
             MissingDeltaError: there is no such step, or it has no delta.
             StoreCorruptedError: it is damaged.
+            StoreMismatchError: its file was replaced since the store was opened.
         """
         segments = self._at(step)
         status = StepStatus(int(self.index.status[step]))
@@ -151,18 +181,20 @@ class StoreReader:
         Raises:
             StoreCorruptedError: an id index is damaged.
         """
+        segments = self.segments  # which may belong to newer commits
         beyond = max((commit.n_steps for commit in self.commits), default=0)
-        return StepIndex(self.segments, beyond, self._failed).ids_in(range(beyond))
+        return StepIndex(segments, beyond, self._failed).ids_in(range(beyond))
 
     def _part(self, rank: int, segment: Segment, step: int, *, payload: bool) -> StepPart:
         name, index = f"{rank_directory(rank)}/{segment.ref.name}", step - segment.ref.start
         try:
             encoded = segment.step(index, segment.payload(index) if payload else b"")
         except (ValueError, OSError) as error:
-            raise corrupted(name, [step], error) from error
+            raise self._failed(segment, error, [step]) from error
         return StepPart(name, encoded, segment.compression)
 
     def _at(self, step: int) -> list[tuple[int, Segment]]:
+        _ = self.segments  # which may know that there are fewer steps by now
         if not 0 <= step < self.n_steps:
             raise MissingDeltaError(expected("step", f"one of the {self.n_steps} recorded steps", step))
         return [
