@@ -40,6 +40,8 @@ def disagreeing_size(batch: Any, n: int) -> int | None:
 def ids_in(batch: Any, source: IdSource) -> list[SampleId]:
     """The ids of a batch, in order and with repeats; of one of `UnlearningDataModule` those of every part.
 
+    A function may name more ids than the batch is long: those of each loader's batch, or of both halves of a pair.
+
     Raises:
         MissingRequirementError: `source` finds none, or not one for each sample of the batch.
         DeletionRequestError: an id is neither an int nor a str.
@@ -74,6 +76,8 @@ def _ids_of(batch: Any, source: IdSource) -> list[SampleId]:
         found = found.reshape(-1).tolist()
     ids = [as_sample_id("sample_id", value) for value in ([found] if isinstance(found, str | int) else found)]
     size = disagreeing_size(batch, len(ids))
+    if size is not None and not isinstance(source, str) and len(ids) > size:
+        size = None
     if not ids or size is not None:
         rule = f"one id for each of the {size} samples of the batch" if size else "the ids of the batch"
         raise MissingRequirementError(expected("sample_id", rule, f"{len(ids)} ids"))

@@ -442,6 +442,30 @@ def test_a_batch_without_ids_is_one_clear_error():
         run(loader(), identity=BatchIdentity(lambda batch: batch["x"][:, 0]))
 
 
+@pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
+def test_a_function_names_the_ids_of_every_loader_of_a_combined_one(mode, tmp_path):
+    """Batches of one size in each: there are twice as many ids as any tensor is long."""
+
+    def ids(batch):
+        return [index for part in batch if part is not None for index in part["index"]]
+
+    module = Module()
+    parts = [loader(part, batch_size=4) for part in SPLIT]
+    trainer = quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", sample_id=ids)])
+    trainer.fit(module, CombinedLoader(parts, mode))
+    store = DeltaStore.open(tmp_path / "s")
+    assert [list(store.record(step).sample_ids) for step in range(store.n_steps)] == module.seen
+    assert max(map(len, module.seen)) == 8
+
+
+def test_a_key_of_the_batch_holds_one_id_for_each_sample():
+    with pytest.raises(MissingRequirementError, match="one id for each of the 8 samples"):
+        run(
+            loader(collate_fn=lambda rows: {**default_collate(rows), "id": torch.zeros(8, 3, dtype=torch.int64)}),
+            identity=BatchIdentity("id"),
+        )
+
+
 def drops_a_sample(samples):
     return default_collate(samples[1:])
 
