@@ -206,6 +206,13 @@ class DeltaRecorder(Callback):
             share=background is not True,
         )
         complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
+        if not all(complete):
+            warn(
+                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
+                "they learned cannot be forgotten by subtraction.",
+                UnlearningWarning,
+                stacklevel=2,
+            )
         session = RecordingSession.open(
             trainer,
             module,
@@ -218,13 +225,6 @@ class DeltaRecorder(Callback):
             size_budget=self._size_budget,
             background=background,
         )
-        if not all(complete):
-            warn(
-                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
-                "they learned cannot be forgotten by subtraction.",
-                UnlearningWarning,
-                stacklevel=2,
-            )
         self._saved = {}
         self._recording = StepRecording(
             trainer, module, capture, session, self._identity, watch=self._watch, anchor_every=self._anchor_every

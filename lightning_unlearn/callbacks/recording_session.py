@@ -144,7 +144,7 @@ class RecordingSession:
             store.check_model(module)
             check_recording(store, settings, data, world_size)
             origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
-            store.truncate_states(origin.n_steps)
+            store.lineage.truncated(origin.n_steps)  # refuses what rests on dropped steps, before anything is written
             return origin
 
         origin = on_rank_zero(trainer.strategy, prepare)
@@ -161,15 +161,17 @@ class RecordingSession:
                 rule = f"a store in which every rank has {origin.n_steps} steps"
                 got = f"{writer.n_steps} of rank {writer.rank}"
                 raise StoreMismatchError(expected("store", rule, got, NEW_STORE))
+            # Not before the writers are there: a recording that is under way keeps what is known of it.
+            on_rank_zero(trainer.strategy, lambda: store.truncate_states(origin.n_steps))
             if writer.n_steps > origin.n_steps:
                 # Steps after the checkpoint belong to a branch of the training that no weights continue.
                 writer.truncate(origin.n_steps)
             trainer.strategy.barrier("lightning_unlearn_truncate")
             on_rank_zero(trainer.strategy, lambda: store.begin_run(kind, infos, resumed=resume is not None))
+            return cls(trainer, module, store, writer, origin)
         except BaseException:
             writer.abandon()
             raise
-        return cls(trainer, module, store, writer, origin)
 
     def about_to_train(self, optimizer: Optimizer) -> None:
         """To be called before every step: parameters whose initial values were left out may be trained from now on.

@@ -10,7 +10,6 @@ from warnings import warn
 from lightning import Trainer
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture, StepChange
@@ -68,11 +67,11 @@ class StepRecording:
         self._failed = False
         self._warned = False
         self._last_step = time.perf_counter()
-        self._handles: list[RemovableHandle] = []
+        self._stop_listening: list[Callable[[], None]] = []
         for number, optimizer in enumerate(trainer.optimizers):
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step(number)))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step(number)))
-        self._stop_listening = listen_to_checkpoints(trainer.strategy, self._before_checkpoint)
+            self._stop_listening.append(optimizer.register_step_pre_hook(self._before_step(number)).remove)
+            self._stop_listening.append(optimizer.register_step_post_hook(self._after_step(number)).remove)
+        self._stop_listening.append(listen_to_checkpoints(trainer.strategy, self._before_checkpoint))
 
     def note_batch(self, batch: Any) -> None:
         """A batch is about to be trained on, or a step begins that fetches its batches itself."""
@@ -106,10 +105,10 @@ class StepRecording:
 
     def close(self) -> None:
         """Leave optimizers, strategy and store as they were; what was not published is given up."""
-        for handle in self._handles:
-            handle.remove()
-        self._stop_listening()
-        self._handles = []
+        for stop in self._stop_listening:
+            stop()
+        # They refer to this object: without that, the copy of the weights would wait for the garbage collector.
+        self._stop_listening = []
         self._session.writer.abandon()
 
     def _before_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.methods.amnesiac import Amnesiac
 from lightning_unlearn.methods.retrain import Retrain
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -275,3 +275,15 @@ def test_retraining_on_another_base_model_is_refused(tmp_path):
             module, [3], method=Retrain(), store=store, data=rows(), trainer={"max_epochs": 1, **QUIET}, probe_samples=0
         )
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("background", [True, "auto"])
+def test_a_start_that_fails_on_a_damaged_file_gives_the_store_back(tmp_path, background):
+    fit(tmp_path / "s")
+    path = tmp_path / "s" / DeltaStore.open(tmp_path / "s").initial_file
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    with pytest.raises(StoreCorruptedError, match=path.name):
+        fit(tmp_path / "s", recorder=DeltaRecorder(tmp_path / "s", background=background))
+    path.write_bytes(intact)
+    fit(tmp_path / "s")

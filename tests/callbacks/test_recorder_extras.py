@@ -1,7 +1,9 @@
 """Anchors, threads that write, checkpoints of weights alone, and errors of one process among several."""
 
+import gc
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
+from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import MissingDeltaError
+from lightning_unlearn.exceptions import MissingDeltaError, StoreMismatchError, UnlearningWarning
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import weights_digest
@@ -287,3 +290,53 @@ def test_a_frozen_base_model_is_in_no_anchor(tmp_path):
     store = DeltaStore.open(tmp_path / "s")
     assert {"base.weight", "base.bias"} <= set(store.frozen)
     assert set(store.read_anchor(5).weights) == set(store.initial_weights())
+
+
+def fit_resuming(store, path, **kwargs):
+    quiet_trainer(max_epochs=4, callbacks=[DeltaRecorder(store, **DENSE)]).fit(
+        BoringClassifier(), loader(), ckpt_path=path, **kwargs
+    )
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_resuming_into_a_store_that_somebody_writes_changes_nothing(tmp_path):
+    save = SaveThenCrash(tmp_path / "c.ckpt", save=3, crash=99)
+    quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", **DENSE), save]).fit(BoringClassifier(), loader())
+    store = DeltaStore.open(tmp_path / "s")
+    before = store.lineage
+    assert {state.n_steps for state in before.states} == {0, 3, 5, 10}
+    with store.writer(), pytest.raises(StoreMismatchError, match="the lock is held"):
+        fit_resuming(tmp_path / "s", tmp_path / "c.ckpt")
+    assert DeltaStore.open(tmp_path / "s").lineage == before
+    fit_resuming(tmp_path / "s", tmp_path / "c.ckpt")
+
+
+@pytest.mark.parametrize("background", [True, "auto"])
+def test_a_start_that_a_warning_ends_gives_the_store_back(tmp_path, background):
+    def fit():
+        recorder = DeltaRecorder(tmp_path / "s", background=background, **DENSE)
+        quiet_trainer(max_epochs=1, callbacks=[recorder]).fit(BoringClassifier(), loader())
+
+    outside = BoringClassifier(lambda parameters: torch.optim.SGD([*parameters, nn.Parameter(torch.ones(1))], lr=0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnlearningWarning)
+        with pytest.raises(UnlearningWarning, match="not part of the module"):
+            quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", background=background)]).fit(outside, loader())
+    fit()
+
+
+def test_the_copy_of_the_weights_is_gone_as_the_fit_ends(tmp_path):
+    class Find(Callback):
+        def on_train_start(self, *args):
+            self.found = [weakref.ref(one) for one in gc.get_objects() if type(one) is DeltaCapture]
+
+    find, recorder, module = Find(), DeltaRecorder(tmp_path / "s"), BoringClassifier()
+    trainer = quiet_trainer(max_epochs=1, callbacks=[recorder, find])
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.fit(module, loader())
+        assert len(find.found) == 1
+        assert find.found[0]() is None
+    finally:
+        gc.enable()
