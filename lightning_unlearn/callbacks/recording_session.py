@@ -203,7 +203,9 @@ class RecordingSession:
             self.writer.anchor(None, None, capture_rng())
             return
         left_out = set(self._left_out.values())
-        tensors = {**dict(module.named_parameters()), **float_buffers(module)}
+        # A counter of batches decides what a cumulative average does next, so buffers of integers are state as well.
+        buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_complex()}
+        tensors = {**dict(module.named_parameters()), **buffers}
         weights = {name: tensor.detach() for name, tensor in tensors.items() if name not in left_out}
         self.writer.anchor(weights, [optimizer.state_dict() for optimizer in optimizers], capture_rng())
 

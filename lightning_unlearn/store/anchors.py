@@ -1,6 +1,6 @@
 """Anchors: the whole state of a training at a step boundary, from which it can go on bit for bit.
 
-An anchor is one safetensors file in the directory of its rank: parameters and float buffers, every optimizer's state,
+An anchor is one safetensors file in the directory of its rank: parameters and real buffers, every optimizer's state,
 and the states of the random number generators. Everything that is no tensor is JSON in the metadata.
 """
 
@@ -36,7 +36,7 @@ class Anchor:
 
     Attributes:
         step: Number of recorded steps that the weights contain.
-        weights: Parameters and float buffers by name, on the CPU; `None` where another rank keeps them.
+        weights: Parameters and real buffers by name, on the CPU; `None` where another rank keeps them.
         optimizers: For every optimizer what its `load_state_dict` takes; `None` likewise.
         rng: The random number generators of the rank; `None` where they were not kept.
     """

@@ -175,7 +175,7 @@ class StoreWriter:
         the steps before it. Memory: one copy of the state until that.
 
         Args:
-            weights: Parameters and float buffers by name; `None` on ranks whose weights another rank keeps.
+            weights: Parameters and buffers by name; `None` on ranks whose weights another rank keeps.
             optimizers: What `state_dict()` of every optimizer returned; `None` likewise.
             rng: What `capture_rng` returned.
 

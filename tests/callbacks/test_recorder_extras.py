@@ -11,12 +11,14 @@ from lightning import Callback
 from torch import nn
 from torch.nn import functional
 
+from lightning_unlearn.callbacks import delta_capture
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import MissingDeltaError, StoreMismatchError, UnlearningWarning
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
@@ -38,6 +40,14 @@ class Dropping(BoringClassifier):
     def training_step(self, batch, batch_idx):
         self.batches.append(batch)
         return super().training_step(batch, batch_idx)
+
+
+class Cumulative(Dropping):
+    """Running statistics that are averages over all batches, so that their number is part of the state."""
+
+    def __init__(self, optimizer=None):
+        super().__init__(optimizer)
+        self.net.norm.momentum = None
 
 
 class TwoDropping(Dropping):
@@ -64,8 +74,9 @@ class TwoDropping(Dropping):
     [
         lambda: Dropping(lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9)),
         lambda: Dropping(lambda parameters: torch.optim.AdamW(parameters, lr=0.01)),
+        lambda: Cumulative(lambda parameters: torch.optim.SGD(parameters, lr=0.05)),
     ],
-    ids=["sgd", "adamw"],
+    ids=["sgd", "adamw", "cumulative average"],
 )
 def test_from_an_anchor_the_training_goes_on_bit_for_bit(make, tmp_path):
     torch.manual_seed(3)
@@ -96,6 +107,8 @@ def test_from_an_anchor_the_training_goes_on_bit_for_bit(make, tmp_path):
                 optimizer.step()
         for name, parameter in module.named_parameters():
             assert torch.equal(parameter, again.get_parameter(name)), (step, name)
+        for name, buffer in module.named_buffers():
+            assert torch.equal(buffer, again.get_buffer(name)), (step, name)
     with pytest.raises(MissingDeltaError, match="anchor"):
         store.read_anchor(5)
 
@@ -289,7 +302,7 @@ def test_a_frozen_base_model_is_in_no_anchor(tmp_path):
     quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", anchor_every=5)]).fit(module, loader())
     store = DeltaStore.open(tmp_path / "s")
     assert {"base.weight", "base.bias"} <= set(store.frozen)
-    assert set(store.read_anchor(5).weights) == set(store.initial_weights())
+    assert set(store.read_anchor(5).weights) == {*store.initial_weights(), "net.norm.num_batches_tracked"}
 
 
 def fit_resuming(store, path, **kwargs):
@@ -340,3 +353,28 @@ def test_the_copy_of_the_weights_is_gone_as_the_fit_ends(tmp_path):
         assert find.found[0]() is None
     finally:
         gc.enable()
+
+
+class ClampsTwice(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step in (2, 7):
+            with torch.no_grad():
+                pl_module.net.head.weight.clamp_(-0.01, 0.01)
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "as on an accelerator"])
+def test_edits_are_said_and_marked_where_steps_are_not_watched_as_well(tmp_path, monkeypatch, later, background):
+    monkeypatch.setattr(delta_capture, "_has_streams", lambda device: later)
+    module = BoringClassifier()
+    recorder = DeltaRecorder(tmp_path / "s", watch=[3], background=background, **DENSE)
+    with pytest.warns(UnlearningWarning, match="changed (weights|'net.head.weight') after step 2 ") as caught:
+        quiet_trainer(callbacks=[ClampsTwice(), recorder]).fit(module, loader())
+    assert [one.category for one in caught].count(UnlearningWarning) == 1
+    store = DeltaStore.open(tmp_path / "s")
+    records = [store.record(step) for step in range(store.n_steps)]
+    assert {record.status for record in records} == {StepStatus.STORED, StepStatus.UNWATCHED}
+    assert [record.step for record in records if record.edited] == [2, 7]
+    for record in records:
+        assert (record.status is StepStatus.STORED) == (3 in module.seen[record.step])
+    assert any(records[step].status is StepStatus.UNWATCHED for step in (2, 7))
