@@ -125,7 +125,7 @@ class SubjectGrouping(Callback):
         )
         # Workers fetch before Lightning announces the epoch, which matters when a run is resumed.
         sampler.set_epoch(trainer.current_epoch)
-        # A run that goes on in mid-epoch must not train on the first batches again: the order depends on the epoch only.
+        # A run that goes on in mid-epoch must not train on the first batches again: only the epoch decides the order.
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         sampler.skip(done if done < len(sampler) else 0)
         self._loaders.append(loader)

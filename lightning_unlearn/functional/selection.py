@@ -77,6 +77,8 @@ class Selector:
             ValueError: an entry is not finite.
         """
         with np.errstate(all="ignore"):
+            if after.size <= _SAMPLE:
+                return self._select_small(after, before, k)
             floor, ceiling = self._bracket(after, before, k)
             count = self._candidates(after, before, k, floor)
             if count is None or (count < k and floor > 1):
@@ -90,6 +92,19 @@ class Selector:
                 return Selection(self._positions[:count].copy(), self._values[:count].copy())
             chosen, _ = _strongest(magnitudes, k, ceiling)
             return Selection(self._positions.take(chosen), self._values.take(chosen))
+
+    def _select_small(self, after: Float32s, before: Float32s | None, k: int) -> Selection:
+        """Without a sample, which would be the whole layer; what is left is mostly the price of a call."""
+        change = after if before is None else after - before
+        bits = change.view(np.int32) & _MAGNITUDE
+        if int(bits.max()) >= _INFINITY:
+            raise ValueError(self._not_finite(after, before))
+        floor = int(np.partition(bits, bits.size - k)[bits.size - k])
+        found = (bits >= max(floor, 1)).nonzero()[0]
+        excess = found.size - k
+        if excess > 0:  # of those that equal the weakest, the last ones are too many
+            found = np.delete(found, (bits.take(found) == floor).nonzero()[0][-excess:])
+        return Selection(found.astype(np.int32), change.take(found))
 
     def squares(self, after: Float32s, before: Float32s | None, positions: Integers) -> tuple[float, float]:
         """Sum of squares of `after - before` without the entries at `positions`, and with them, in float64."""
@@ -111,20 +126,17 @@ class Selector:
             yield start, piece
 
     def _bracket(self, after: Float32s, before: Float32s | None, k: int) -> tuple[int, int]:
-        """Magnitudes, at least 1, with the k-th largest very probably in [first, second]."""
+        """Magnitudes, at least 1, with the k-th largest very probably in [first, second]; of more than a sample."""
         n = after.size
-        size = min(n, max(_SAMPLE, n >> 7))
-        if size < n:
-            places = _places(n, size)
-            sample = after.take(places)
-            if before is not None:
-                sample -= before.take(places)
-        else:
-            sample = after - before if before is not None else after.copy()
+        size = max(_SAMPLE, n >> 7)
+        places = _places(n, size)
+        sample = after.take(places)
+        if before is not None:
+            sample -= before.take(places)
         bits = sample.view(np.int32)
         bits &= _MAGNITUDE
         # Four standard deviations of the rank in a random sample; one in 30,000 layers falls outside.
-        spread = 4 * math.sqrt(size * (k / n) * (1 - k / n)) + 1 if size < n else 0
+        spread = 4 * math.sqrt(size * (k / n) * (1 - k / n)) + 1
         low, high = math.ceil(k * size / n + spread), math.floor(k * size / n - spread)
         bits.partition([size - rank for rank in {low, high} if 0 < rank <= size] or [0])
         floor = max(1, int(bits[size - low])) if low <= size else 1

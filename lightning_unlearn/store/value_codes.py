@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -38,6 +39,7 @@ VALUE_WIDTHS: dict[ValueDtype, int] = {"float32": 4, "bfloat16": 2, "scaled_floa
 _FLOAT16_BELOW_TWO = 2.0 - 2.0**-10
 _BFLOAT16_MAX = float(torch.finfo(torch.bfloat16).max)
 _INT8_MAX = 127
+_SERIAL = 32_767  # PyTorch shares out what is larger
 _PLAIN = (2.0**-90, 2.0**90)  # factors that neither overflow nor meet subnormal numbers in float32
 
 
@@ -49,6 +51,20 @@ def _times(values: Tensor, factor: float) -> Tensor:
     if _PLAIN[0] < factor < _PLAIN[1]:
         return values * factor
     return values.double() * factor
+
+
+def _converted(values: Tensor, dtype: torch.dtype, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change(values)` in another dtype, in pieces too small for PyTorch to share them out.
+
+    The work is a matter of microseconds, and threads that train, or load data, on the same cores would be waited for.
+    """
+    n = values.numel()
+    if n <= _SERIAL:
+        return change(values).to(dtype)
+    converted = torch.empty(n, dtype=dtype)
+    for start in range(0, n, _SERIAL):
+        converted[start : start + _SERIAL] = change(values[start : start + _SERIAL])
+    return converted
 
 
 def encode_values(values: Tensor, value_dtype: ValueDtype) -> tuple[float, Bytes]:
@@ -68,18 +84,20 @@ def encode_values(values: Tensor, value_dtype: ValueDtype) -> tuple[float, Bytes
         return 1.0, _bytes(values, "<f4")
     if value_dtype == "bfloat16":
         narrow = values.clamp(-_BFLOAT16_MAX, _BFLOAT16_MAX) if largest > _BFLOAT16_MAX else values
-        return 1.0, _bytes(narrow.to(torch.bfloat16).view(torch.int16), "<i2")
+        return 1.0, _bytes(_converted(narrow, torch.bfloat16, lambda piece: piece).view(torch.int16), "<i2")
     if largest == 0.0:
         return 1.0, np.zeros(VALUE_WIDTHS[value_dtype] * values.numel(), np.uint8)
     if value_dtype == "int8":
         scale = largest / _INT8_MAX
-        return scale, _bytes(_times(values, 1.0 / scale).round_().to(torch.int8), "<i1")
+        return scale, _bytes(_converted(values, torch.int8, lambda piece: _times(piece, 1.0 / scale).round_()), "<i1")
     mantissa, exponent = math.frexp(largest)
     exponent = min(exponent - (mantissa == 0.5), 127)  # 2.0**exponent is the next power of two from `largest` on
-    scaled = _times(values, math.ldexp(1.0, -exponent))
-    if exponent == 127:
-        scaled = scaled.clamp_(-_FLOAT16_BELOW_TWO, _FLOAT16_BELOW_TWO)
-    return math.ldexp(1.0, exponent), _bytes(scaled.to(torch.float16), "<f2")
+
+    def scaled(piece: Tensor) -> Tensor:
+        times = _times(piece, math.ldexp(1.0, -exponent))
+        return times.clamp_(-_FLOAT16_BELOW_TWO, _FLOAT16_BELOW_TWO) if exponent == 127 else times
+
+    return math.ldexp(1.0, exponent), _bytes(_converted(values, torch.float16, scaled), "<f2")
 
 
 _TORCH: dict[ValueDtype, torch.dtype] = {
