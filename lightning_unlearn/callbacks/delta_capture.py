@@ -182,11 +182,23 @@ class DeltaCapture:
         )
 
     @torch.no_grad()
-    def skip(self, optimizer: Optimizer) -> None:
-        """Take note of a step whose change is not recorded."""
-        self._edits.pop(id(optimizer), None)
+    def skip(self, optimizer: Optimizer, step: int) -> bool | Callable[[], bool]:
+        """Take note of a step whose change is not recorded.
+
+        Args:
+            optimizer: The optimizer that has just stepped.
+            step: The step's ordinal.
+
+        Returns:
+            Whether something other than an optimizer had changed these weights before the step, as in `StepChange`.
+        """
+        edits = self._edits.pop(id(optimizer), False)
         for layer in [*self._layers_of(optimizer), *self._current_buffers()]:
             layer.previous.copy_(layer.tensor)
+        if isinstance(edits, bool):
+            return edits
+        away = [self._device(device).start([], [], step, False, flag) for device, flag in edits.items()]
+        return (lambda: any(one.edited() for one in away)) if away else False
 
     def drifted(self) -> list[str]:
         """Names of parameters that something other than an optimizer changed since the last step."""

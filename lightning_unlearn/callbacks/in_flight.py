@@ -131,7 +131,8 @@ class Slot:
                 # Where a capture is dropped with copies under way, the allocator must not give the memory away.
                 for tensor in used:
                     tensor.record_stream(self._side)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                # Whoever waits sleeps: the writer's thread waits for most of a step, and would spin on a core otherwise.
+                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 event.record(self._side)
         else:
             self._copy(used, self._far.used(places, len(rows)))

@@ -63,7 +63,7 @@ class StepRecording:
         self._watch = None if watch is None else frozenset(watch)
         self._anchor_every = anchor_every
         self._pending = PendingIds(len(trainer.optimizers))
-        self._edited = [False] * len(trainer.optimizers)
+        self._edited_late: int | None = None
         self._failed = False
         self._warned = False
         self._last_step = time.perf_counter()
@@ -99,6 +99,7 @@ class StepRecording:
         self._say_edited(drifted)
         try:
             self.saved = self._session.state(self._module, drifted=bool(drifted), collective=collective)
+            self._say_edited(())
         except BaseException:
             self._failed, self.saved = True, {}
             raise
@@ -119,21 +120,35 @@ class StepRecording:
     def _before_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             self._session.about_to_train(optimizer)
-            self._edited[number] = bool(edited := self._capture.watch(optimizer).edited)
-            self._say_edited(edited)
+            self._say_edited(self._capture.watch(optimizer).edited)
 
         return hook
 
     def _say_edited(self, names: Sequence[str]) -> None:
-        if names and not self._warned:
+        late = self._edited_late
+        if (names or late is not None) and not self._warned:
             self._warned = True
+            what, step = (shorten(names), self._session.writer.n_steps) if names else ("weights", late)
             warn(
-                f"Something other than an optimizer changed {shorten(names)} after step {self._session.writer.n_steps} "
+                f"Something other than an optimizer changed {what} after step {step} "
                 "(weight averaging, clamping, or an edit in a hook): such changes are in no recorded step, and "
                 "subtraction will not undo them. Steps that follow one are marked in the store.",
                 UnlearningWarning,
                 stacklevel=3,
             )
+
+    def _noted(self, edited: bool | Callable[[], bool], step: int) -> bool | Callable[[], bool]:
+        if not callable(edited):
+            return edited
+
+        def ask() -> bool:
+            # The writer's thread is the first to know of an edit on an accelerator; it is said on the training's.
+            found = edited()
+            if found and self._edited_late is None:
+                self._edited_late = step
+            return found
+
+        return ask
 
     def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -166,8 +181,9 @@ class StepRecording:
         change: StepChange | None = None
         if self._is_watched(ids):
             change = self._capture.changes(optimizer, step, step % _MEASURE_EVERY == 0)
+            edited = change.edited
         else:
-            self._capture.skip(optimizer)
+            edited = self._capture.skip(optimizer, step)
         self._session.writer.append(
             optimizer=number,
             sample_ids=ids,
@@ -176,9 +192,8 @@ class StepRecording:
             deltas=None if change is None else change.deltas,
             status=StepStatus.UNWATCHED if change is None else StepStatus.STORED,
             pruning_error=None if change is None else change.pruning_error,
-            edited=self._edited[number] if change is None else change.edited,
+            edited=self._noted(edited, step),
         )
-
         if self._anchor_every is not None and (step + 1) % self._anchor_every == 0:
             self._session.anchor(self._module, self._trainer.optimizers)
 

@@ -366,6 +366,7 @@ class ClampsTwice(Callback):
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "as on an accelerator"])
 def test_edits_are_said_and_marked_where_steps_are_not_watched_as_well(tmp_path, monkeypatch, later, background):
     monkeypatch.setattr(delta_capture, "_has_streams", lambda device: later)
+    torch.manual_seed(0)
     module = BoringClassifier()
     recorder = DeltaRecorder(tmp_path / "s", watch=[3], background=background, **DENSE)
     with pytest.warns(UnlearningWarning, match="changed (weights|'net.head.weight') after step 2 ") as caught:
