@@ -131,7 +131,7 @@ class Slot:
                 # Where a capture is dropped with copies under way, the allocator must not give the memory away.
                 for tensor in used:
                     tensor.record_stream(self._side)
-                # Whoever waits sleeps: the writer's thread waits for most of a step, and would spin on a core otherwise.
+                # Whoever waits sleeps: the writer's thread waits for most of a step, and would spin on a core.
                 event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 event.record(self._side)
         else:
