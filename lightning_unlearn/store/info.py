@@ -140,7 +140,7 @@ class VerificationReport:
             f"  {damage.file}: {damage.problem}"
             + (f"; steps {shorten(damage.steps)} lost" if damage.steps else "")
             + (f", the ids of {shorten(damage.lost_ids)} as well" if damage.lost_ids else "")
-            + ("" if damage.repairable else "; cannot be repaired, restore it from a copy")
+            + ("" if damage.repairable else "; cannot be repaired: try again, or restore it from a copy")
             for damage in self.damages
         ]
         return "\n".join([f"{head}{len(self.damages)} damaged", *lines])

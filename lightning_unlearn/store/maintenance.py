@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from lightning_unlearn.exceptions import LightningUnlearnError
+from lightning_unlearn.exceptions import LightningUnlearnError, StoreCorruptedError
 from lightning_unlearn.store.commits import AnchorRef, Commit, CommitLog, rank_directory, read_commit
 from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.store.info import Damage, VerificationReport
@@ -28,15 +28,22 @@ def total_bytes(files: Files, world_size: int) -> int:
     return sum(files.size(name) for name in names if not name.startswith("rank-") or "/" in name)
 
 
+def _unreadable(name: str, error: OSError) -> Damage:
+    """What may be intact: a busy or unreachable disk is no reason for a repair to drop anything."""
+    return Damage(name, f"not readable at the moment ({error})", repairable=False)
+
+
 def check_segment(files: Files, directory: str, ref: SegmentRef) -> Damage | None:
     """What is damaged in a segment, read step by step in bounded memory; `None` where it is intact."""
     name = f"{directory}/{ref.name}"
     try:
         size = files.size(name)
         segment, intact = open_damaged(files, directory, ref)
-    except OSError:
+    except FileNotFoundError:
         every = tuple(range(ref.start, ref.stop))
         return Damage(name, "missing", every, every)
+    except OSError as error:
+        return _unreadable(name, error)
     found = damages_of(segment, intact, ref)
     if size == ref.bytes and not found.parts:
         return None
@@ -50,8 +57,10 @@ def check_anchor(files: Files, directory: str, ref: AnchorRef) -> Damage | None:
     name = f"{directory}/{ref.name}"
     try:
         intact = files.size(name) == ref.bytes and digest_of(whole_file(files, name)(0, ref.bytes)) == ref.digest
-    except OSError:
+    except FileNotFoundError:
         return Damage(name, "missing (anchor)")
+    except OSError as error:
+        return _unreadable(name, error)
     return None if intact else Damage(name, "altered (anchor)")
 
 
@@ -99,7 +108,9 @@ def verify(
         try:
             commit, found = _check_rank(files, store_id, rank)
         except (LightningUnlearnError, OSError) as error:
-            damages.append(Damage(directory, str(error), repairable=salvage_commit(files, store_id, rank) is not None))
+            damaged = isinstance(error, StoreCorruptedError)  # and not of a newer version, or out of reach
+            repairable = damaged and salvage_commit(files, store_id, rank) is not None
+            damages.append(Damage(directory, str(error), repairable=repairable))
             continue
         parts = [*(ref.name for ref in commit.segments), *(ref.name for ref in commit.anchors)]
         live = {f"commit-{commit.number:08d}.json", *parts}

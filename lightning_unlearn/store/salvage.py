@@ -44,7 +44,8 @@ def open_damaged(files: Files, directory: str, ref: SegmentRef) -> tuple[Segment
     """A segment that may be damaged, and whether its head is intact; `None` where the head cannot be made sense of.
 
     Raises:
-        OSError: there is no such file.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read now.
     """
     read = whole_file(files, f"{directory}/{ref.name}")
     try:
@@ -127,10 +128,14 @@ def damages_of(segment: Segment | None, intact_head: bool, ref: SegmentRef) -> D
 
 
 def salvage_segment(files: Files, log: CommitLog, store_id: str, ref: SegmentRef) -> SegmentRef:
-    """Publish what is left of a damaged segment; steps keep their places, with status `LOST`, and the index is new."""
+    """Publish what is left of a damaged segment; steps keep their places, with status `LOST`, and the index is new.
+
+    Raises:
+        OSError: it is there, and cannot be read now.
+    """
     try:
         segment, intact = open_damaged(files, log.directory, ref)
-    except OSError:
+    except FileNotFoundError:
         segment, intact = None, False
     if segment is None:
         return write_segment(log, store_id, ref.start, [_GONE] * (ref.stop - ref.start), None)

@@ -1,5 +1,6 @@
 """Damage is named, never read; repairs lose only what is damaged; purged people are gone byte for byte."""
 
+import errno
 import random
 import secrets
 import uuid
@@ -13,6 +14,7 @@ from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError,
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.opening import load_segment
 from lightning_unlearn.types import StepStatus
+from lightning_unlearn.utilities.files import Files
 from tests.helpers.stores import Plain, Steps, holds_step, make_store, tensor_span
 
 N_STEPS = 9
@@ -495,3 +497,35 @@ def test_a_purge_in_memory_reaches_ids_that_only_one_rank_has():
     assert asked in store.reader.distinct_ids()
     store.purge([asked])
     assert asked not in store.reader.distinct_ids()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError("denied"), OSError()])
+@pytest.mark.parametrize("what", ["segment", "anchor", "commit"])
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatch, what, where, error):
+    store = make_store(tmp_path / "s" if where == "local" else f"memory://{uuid.uuid4().hex}")
+    with store.writer() as writer:
+        STEPS.fill(writer, 4)
+        writer.anchor(dict(Plain().named_parameters()), [], None)
+        STEPS.fill(writer, 5)
+    store.refresh()
+
+    def unreachable(method):
+        def fail(files, name, *args):
+            if name.partition("/")[2].startswith(what):
+                raise error
+            return method(files, name, *args)
+
+        return fail
+
+    with monkeypatch.context() as context:
+        for name in ("read", "view"):
+            context.setattr(Files, name, unreachable(getattr(Files, name)))
+        report = store.repair()
+        assert not report.ok
+        assert not any(damage.repairable for damage in report.damages)
+        assert not report.damaged_steps
+    store.refresh()
+    assert store.verify().ok
+    assert store.anchors == [4]
+    assert not never_wrong(store)
