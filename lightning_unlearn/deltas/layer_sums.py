@@ -31,6 +31,7 @@ __all__ = ["layer_sums", "prune"]
 T = TypeVar("T")
 
 _CHUNK_BYTES = 2**26  # payload of neighbouring steps that is added together
+_CHUNK_FILES = 64  # files that a chunk keeps open
 _FLOAT64 = 8
 
 
@@ -64,14 +65,15 @@ def _groups(layers: Sequence[tuple[int, LayerInfo]], memory_bytes: int | None) -
 def _chunks(store: DeltaStore, steps: Sequence[int]) -> Iterator[list[tuple[int, StepPart]]]:
     """Neighbouring steps with what each rank stored of them, every checksum checked."""
     chunk: list[tuple[int, StepPart]] = []
-    size = 0
+    size, names = 0, set[str]()
     for step in steps:
         parts = store.reader.parts(step)
         chunk += [(step, part) for part in parts]
         size += sum(len(part.step.payload) for part in parts)
-        if size >= _CHUNK_BYTES:
+        names.update(part.file for part in parts)
+        if size >= _CHUNK_BYTES or len(names) >= _CHUNK_FILES:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, names = [], 0, set()
     if chunk:
         yield chunk
 

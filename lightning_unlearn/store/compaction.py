@@ -26,6 +26,7 @@ __all__ = ["compact", "merge_segments", "mergeable_neighbours", "segments_to_mer
 
 _FANOUT = 8
 _GROWTH = 4
+_MOST_MAPPED = 64  # files that a merge keeps open: a process may have no more than a few hundred
 
 
 def segments_to_merge(refs: Sequence[SegmentRef], segment_bytes: int) -> slice | None:
@@ -108,7 +109,8 @@ def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[S
     """Publish one segment with the steps of adjoining ones; it is not live before a commit lists it in their place.
 
     Every record and every payload is checked on the way, and goes into the new file as it is. Local payloads are
-    copied from file to file; elsewhere at most the merged segment is in memory, twice as it is put together.
+    copied from file to file, but for segments of less than a 64th of the result, which are read into memory;
+    elsewhere at most the merged segment is in memory, twice as it is put together.
 
     Raises:
         StoreCorruptedError: one of them is damaged; nothing was published.
@@ -117,7 +119,8 @@ def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[S
     if not refs or any(left.stop != right.start for left, right in itertools.pairwise(refs)):
         spans = [(ref.start, ref.stop) for ref in refs]
         raise ValueError(expected("refs", "adjoining segments", spans, "Merge neighbours only."))
-    segments = [whole_segment(files, log.directory, ref) for ref in refs]
+    small = sum(ref.bytes for ref in refs) // _MOST_MAPPED
+    segments = [whole_segment(files, log.directory, ref, mapped=ref.bytes > small) for ref in refs]
     # a segment without payload, such as what is left of a damaged one, fits to any compression
     compressions = {segment.compression for segment in segments if segment.ref.payload_bytes}
     if len(compressions) > 1:

@@ -53,13 +53,19 @@ class Views:
         return view.read(start, stop)
 
 
-def whole_file(files: Files, name: str) -> Read:
+def whole_file(files: Files, name: str, *, mapped: bool = True) -> Read:
     """Reads from a file all of which will be needed: mapped where it is local, else fetched in one request.
 
+    Args:
+        files: The store's directory.
+        name: Name of the file in it.
+        mapped: Whether a local file may be mapped, which keeps it open.
+
     Raises:
-        OSError: there is no such file.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read now.
     """
-    if files.is_local:
+    if files.is_local and mapped:
         return files.view(name).read
     data = memoryview(files.read(name))
 

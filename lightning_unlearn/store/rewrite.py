@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 
-def whole_segment(files: Files, directory: str, ref: SegmentRef) -> Segment:
-    """A segment all of which is about to be read, its head checked.
+def whole_segment(files: Files, directory: str, ref: SegmentRef, *, mapped: bool = True) -> Segment:
+    """A segment all of which is about to be read, its head checked; see `whole_file`.
 
     Raises:
         StoreCorruptedError: it is missing, or its head is damaged.
     """
     name = f"{directory}/{ref.name}"
     try:
-        read = whole_file(files, name)
+        read = whole_file(files, name, mapped=mapped)
         head = read(0, ref.head_bytes)
         if digest_of(head) != ref.digest:
             raise ValueError("the head does not fit its checksum")

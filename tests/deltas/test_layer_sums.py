@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,22 @@ def test_errors_of_a_thread_are_typed(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_unlearn.deltas.layer_sums.add_encoded", damaged)
     with pytest.raises(StoreCorruptedError, match="does not fit"):
         accumulate(DeltaStore.open(store.url), {0: 1.0})
+
+
+def test_more_segments_than_files_can_be_open(tmp_path, monkeypatch):
+    store, steps = make_store(tmp_path / "s"), Steps()
+    monkeypatch.setattr("lightning_unlearn.store.publication.segments_to_merge", lambda *args: None)
+    with store.writer() as writer:
+        for _ in range(400):
+            steps.fill(writer, 1)
+            writer.flush()
+    store.refresh()
+    amounts = dict.fromkeys(range(400), 1.0)
+    want = accumulate(store, amounts)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, limits[1]))
+    try:
+        found = accumulate(DeltaStore.open(tmp_path / "s"), amounts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all(torch.equal(total, want[name]) for name, total in found.items())

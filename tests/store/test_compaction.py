@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 from dataclasses import replace
 
 import pytest
@@ -118,3 +119,21 @@ def test_only_neighbours_are_merged(tmp_path):
         with pytest.raises(ValueError, match="adjoining"):
             merge_segments(store.files, log, store.store_id, refs)
     log.release()
+
+
+def test_more_segments_than_files_can_be_open(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "store")
+    monkeypatch.setattr("lightning_unlearn.store.publication.segments_to_merge", lambda *args: None)
+    with store.writer() as writer:
+        for _ in range(300):
+            STEPS.fill(writer, 1)
+            writer.flush()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        assert store.compact() == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    store.refresh()
+    assert len(store.reader.commits[0].segments) == 1
+    assert all(holds_step(store, step, STEPS[step]) for step in range(300))
