@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_unlearn.functional.kernels_apply import AddGaps, load_add_gaps
+from lightning_unlearn.functional.kernels import AddGaps, load_add_gaps
 from lightning_unlearn.store.codec import EncodedLayer
 from lightning_unlearn.store.position_codes import decode_gaps, decode_positions
 from lightning_unlearn.store.value_codes import VALUE_WIDTHS, unscaled_values

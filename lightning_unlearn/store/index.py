@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lightning_unlearn.store.records import UNKNOWN_OPTIMIZER
 from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import SampleId
 
@@ -56,8 +57,7 @@ class StepIndex:
         self._failed = failed
         self.batch_sizes = self._merge(np.int64, "batch_size", np.add)
         self.seconds = self._merge(np.float64, "seconds", np.maximum)
-        self.optimizer = self._merge(np.int32, "optimizer", np.minimum)
-        self.kept = self._merge(np.int64, "kept", np.add)
+        self.lost_ids: npt.NDArray[np.bool_] = self._merge(np.int32, "optimizer", np.minimum) == UNKNOWN_OPTIMIZER
         # the numbers of the statuses ascend in what is lost, so the largest is that of the merged step
         self.status = self._merge(np.uint8, "status", np.maximum)
         self.edited = self._merge(np.uint8, "edited", np.maximum)

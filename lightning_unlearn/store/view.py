@@ -17,7 +17,7 @@ from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
 from lightning_unlearn.store.maintenance import total_bytes
 from lightning_unlearn.store.opening import corrupted
 from lightning_unlearn.store.reader import StoreReader
-from lightning_unlearn.store.records import UNKNOWN_OPTIMIZER, check_ids
+from lightning_unlearn.store.records import check_ids
 from lightning_unlearn.types import (
     DataFingerprint,
     LayerDelta,
@@ -201,7 +201,7 @@ class StoreView:
     def lost_ids(self, ranges: Ranges) -> int:
         """Number of steps in the ranges whose ids were damaged and dropped by a repair."""
         index = self.reader.index
-        steps = np.flatnonzero((index.status == StepStatus.LOST) & (index.optimizer == UNKNOWN_OPTIMIZER))
+        steps = np.flatnonzero((index.status == StepStatus.LOST) & index.lost_ids)
         return int(in_ranges(steps, ranges).sum())
 
     def edited_steps(self, ranges: Ranges) -> int:
