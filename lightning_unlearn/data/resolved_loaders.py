@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,9 @@ class ResolvedLoaders:
         """Ids of the samples that a loader has drawn by these indices."""
         positions = self._positions[self.taps.index(tap)]
         found = [as_sample_id("index", index) for index in indices]
+        dataset = tap.loader.dataset
+        if isinstance(dataset, Sized):  # what is below zero counts from the end
+            found = [index + len(dataset) if isinstance(index, int) and index < 0 else index for index in found]
         if positions is not None:
             found = positions[np.asarray(found, dtype=np.int64)].tolist()
         if self._function is not None:

@@ -508,3 +508,18 @@ def test_two_processes_each_know_their_own(gloo_pool, kind):
     if kind != "weighted":
         assert set(first_epoch) == set(range(43))
         assert ranks[0][0][:6] != ranks[0][0][6:]
+
+
+@pytest.mark.parametrize("kind", ["plain", "subset", "concatenation"])
+def test_indices_from_the_end_are_the_same_samples(kind):
+    data = IdDataset()
+    wrapped = {"plain": data, "subset": Subset(data, range(10, 30)), "concatenation": ConcatDataset([data, data])}[kind]
+    drawn = [0, -1, 3, -len(wrapped), 5, 2 - len(wrapped), -2, 1]
+    listener = Listener()
+    trainer = quiet_trainer(max_epochs=1, callbacks=[listener])
+    trainer.fit(BoringClassifier(), loader(wrapped, sampler=drawn, batch_size=4))
+    plain, want = range(len(wrapped)), Listener()
+    trainer = quiet_trainer(max_epochs=1, callbacks=[want])
+    trainer.fit(BoringClassifier(), loader(wrapped, sampler=[plain[one] for one in drawn], batch_size=4))
+    assert listener.ids == want.ids
+    assert min(min(ids) for ids in listener.ids) >= 0
