@@ -112,7 +112,8 @@ class Selector:
         for start, change in self._changes(after, before):
             wide = change.astype(np.float64)
             total += float(wide @ wide)
-            first, last = np.searchsorted(positions, (start, start + wide.size))
+            # bounds of another dtype would have all positions converted, piece after piece
+            first, last = np.searchsorted(positions, np.array((start, start + wide.size), positions.dtype))
             wide[positions[first:last] - start] = 0.0
             dropped += float(wide @ wide)
         return dropped, total

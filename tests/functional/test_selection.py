@@ -1,6 +1,7 @@
 """Exact selection against a stable sort in float64, on what is fast, on what is awkward and on what is malicious."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -165,3 +166,15 @@ def test_squares_are_those_of_float64(fraction):
     assert total == pytest.approx(math.fsum(change**2), rel=1e-12)
     assert dropped == pytest.approx(math.fsum(rest**2), rel=1e-12)
     assert (dropped == 0) == (fraction == 1.0)
+
+
+def test_squares_need_no_memory_of_the_size_of_the_layer():
+    values, selector = np.random.default_rng(0).standard_normal(2_000_000).astype(np.float32), Selector()
+    positions = selector.select(values, None, values.size // 2).positions
+    tracemalloc.start()
+    try:
+        selector.squares(values, None, positions)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < positions.nbytes / 2
