@@ -215,12 +215,14 @@ class CommitLog:
                     self._files.delete(f"{self.directory}/{ref.name}")
 
     def clean(self) -> None:
-        """Remove what no commit refers to: unpublished files, and segments that were dropped or replaced."""
+        """Remove what no commit refers to, for good: unpublished files, and segments that were dropped or replaced."""
         segments = {segment.name for segment in self.head.segments}
         live = segments | {anchor.name for anchor in self.head.anchors} | {_commit_name(self.head.number), _LOCK}
-        for name in self._files.names(self.directory):
-            if name not in live:
-                self._files.delete(f"{self.directory}/{name}")
+        removed = [name for name in self._files.names(self.directory) if name not in live]
+        for name in removed:
+            self._files.delete(f"{self.directory}/{name}")
+        if removed:
+            self._files.sync(self.directory)
 
     def release(self) -> None:
         """Give the lock back."""

@@ -187,6 +187,11 @@ class Files:
         elif self.exists(name):
             self.perform(self._fs.rm_file, path)
 
+    def sync(self, directory: str) -> None:
+        """Return once what was removed from a local directory stays removed, whatever happens to the machine."""
+        if self.is_local:
+            self.perform(_sync_directory, self.path(directory))
+
     def _make_directory(self, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         _sync_directory(os.path.dirname(folder))

@@ -529,3 +529,18 @@ def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatc
     assert store.verify().ok
     assert store.anchors == [4]
     assert not never_wrong(store)
+
+
+def test_what_was_purged_is_gone_on_the_disk_as_well(tmp_path, monkeypatch):
+    store, done = recorded(tmp_path / "s"), []
+    perform = Files.perform
+
+    def noted(files, primitive, *args):
+        perform(files, primitive, *args)
+        done.append((primitive.__name__, Path(args[0])))
+
+    monkeypatch.setattr(Files, "perform", noted)
+    store.purge([STEPS[1]["sample_ids"][0]], [1, 7])
+    removed = [place for place, (name, path) in enumerate(done) if name == "unlink" and path.name.startswith("segment")]
+    assert len(removed) == 2
+    assert ("_sync_directory", Path(store.url) / "rank-00000") in done[removed[-1] :]
