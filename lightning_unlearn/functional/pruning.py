@@ -25,7 +25,6 @@ __all__ = [
     "keep_of",
     "kept_count",
     "largest_entries",
-    "largest_entries_global",
     "random_entries",
     "split_positions",
 ]
@@ -114,28 +113,6 @@ def _largest_on_device(magnitude: Tensor, k: int) -> Tensor:
     above = torch.nonzero(magnitude > threshold).flatten()
     ties = torch.nonzero(magnitude == threshold).flatten()[: k - above.numel()]
     return torch.cat((above, ties)).sort().values
-
-
-def largest_entries_global(layers: Sequence[Tensor], k: int, selector: Selector | None = None) -> tuple[Tensor, ...]:
-    """Like `largest_entries`, but with one threshold over several layers.
-
-    Args:
-        layers: float32 tensors of shapes (n_i,).
-        k: How many entries to keep in all layers together.
-        selector: Scratch to reuse on the CPU.
-
-    Returns:
-        For each layer the kept positions inside it, ascending int64; empty where nothing is kept.
-
-    Raises:
-        ValueError: as `largest_entries`.
-
-    >>> largest_entries_global([torch.tensor([1.0, 5.0]), torch.tensor([4.0, 0.5, 3.0])], 3)
-    (tensor([1]), tensor([0, 2]))
-    """
-    if not layers:
-        return ()
-    return split_positions(largest_entries(torch.cat(tuple(layers)), k, selector), [one.numel() for one in layers])
 
 
 def split_positions(positions: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

@@ -13,8 +13,8 @@ from lightning_unlearn.functional.pruning import (
     keep_of,
     kept_count,
     largest_entries,
-    largest_entries_global,
     random_entries,
+    split_positions,
 )
 from lightning_unlearn.functional.selection import Selector
 
@@ -38,7 +38,6 @@ def test_is_the_oracle_on_every_path(values, data):
     wanted = oracle(tensor.tolist(), k)
     assert largest_entries(tensor, k).tolist() == wanted
     assert largest_entries(tensor, k, Selector()).tolist() == wanted
-    assert largest_entries_global([tensor], k)[0].tolist() == wanted
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
@@ -48,7 +47,7 @@ def test_global_scope_is_one_selection_over_the_concatenation(layers, data):
     k = data.draw(st.integers(0, len(flat)))
     tensors = [torch.tensor(layer, dtype=torch.float32) for layer in layers]
     starts = np.cumsum([0, *map(len, layers)])
-    kept = largest_entries_global(tensors, k)
+    kept = split_positions(largest_entries(torch.cat(tensors), k), [one.numel() for one in tensors])
     joined = [int(start) + i for start, part in zip(starts, kept, strict=False) for i in part.tolist()]
     assert joined == oracle(torch.cat(tensors).tolist(), k)
 
