@@ -295,7 +295,6 @@ class StoreWriter:
         """Hand what was collected over; waits for the publication before it, so that only two sets are in memory."""
         if not self._buffer and anchor is None:
             return
-        self._publisher.wait()
         steps = self._taken()
         self._publisher.submit(lambda: self._publication.publish(steps, anchor))
 

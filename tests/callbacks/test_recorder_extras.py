@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import warnings
 import weakref
 
@@ -18,6 +19,7 @@ from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import MissingDeltaError, StoreMismatchError, UnlearningWarning
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.step_encoder import StepEncoder
 from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import weights_digest
@@ -379,3 +381,18 @@ def test_edits_are_said_and_marked_where_steps_are_not_watched_as_well(tmp_path,
     for record in records:
         assert (record.status is StepStatus.STORED) == (3 in module.seen[record.step])
     assert any(records[step].status is StepStatus.UNWATCHED for step in (2, 7))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_deltas_that_are_encoded_later_are_still_those_of_their_step(tmp_path, monkeypatch, scope):
+    encode = StepEncoder.encode
+
+    def slow(*args):
+        time.sleep(0.03)  # steps are made meanwhile, as many as the queue takes
+        return encode(*args)
+
+    monkeypatch.setattr(StepEncoder, "encode", slow)
+    module = BoringClassifier()
+    recorder = DeltaRecorder(tmp_path / "s", background=True, scope=scope, **DENSE)
+    quiet_trainer(callbacks=[recorder]).fit(module, loader())
+    assert_leads_to(DeltaStore.open(tmp_path / "s"), module)
