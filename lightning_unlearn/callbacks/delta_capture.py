@@ -107,27 +107,41 @@ class DeltaCapture:
         self._edits: dict[int, bool | dict[torch.device, Tensor]] = {}
 
     @torch.no_grad()
-    def watch(self, optimizer: Optimizer) -> Watched:
-        """Look at the weights of this optimizer, before training and before every step.
+    def meet(self, optimizer: Optimizer) -> bool:
+        """Remember the weights of parameters that are new, because they were unfrozen; others are left alone.
 
-        Parameters that are new, because they were unfrozen, are remembered. Those that something other than an
-        optimizer changed since the last step (weight averaging, clamping, an edit in a hook) are remembered as they
-        are now, so that the edit is not charged to the step that comes.
+        Returns:
+            Whether all parameters of the optimizer belong to the module.
 
         Raises:
             UnsupportedStrategyError: a parameter is not real floating-point.
         """
-        edited, flags = [], dict[torch.device, list[Tensor]]()
         for layer in self._layers_of(optimizer):
-            tensor, before = layer.tensor.detach(), layer.before
-            if before is None:
+            tensor = layer.tensor.detach()
+            if layer.before is None:
                 if not tensor.is_floating_point():
                     got = f"{tensor.dtype} ({layer.name})"
                     raise UnsupportedStrategyError(expected("parameters", "real floating-point numbers", got))
                 layer.before = tensor.clone()
                 if not _has_streams(tensor.device):
                     self._host.reserve(layer)
-            elif before.shape != tensor.shape or before.dtype != tensor.dtype or before.device != tensor.device:
+        return all(id(parameter) in self._known for parameter in _parameters(optimizer))
+
+    @torch.no_grad()
+    def watch(self, optimizer: Optimizer) -> Watched:
+        """`meet`, and look at the weights of this optimizer: before training, and before every step changes them.
+
+        Parameters that something other than an optimizer changed since the last step (weight averaging, clamping, an
+        edit in a hook) are remembered as they are now, so that the edit is not charged to the step that comes.
+
+        Raises:
+            UnsupportedStrategyError: a parameter is not real floating-point.
+        """
+        complete = self.meet(optimizer)
+        edited, flags = [], dict[torch.device, list[Tensor]]()
+        for layer in self._layers_of(optimizer):
+            tensor, before = layer.tensor.detach(), layer.previous
+            if before.shape != tensor.shape or before.dtype != tensor.dtype or before.device != tensor.device:
                 edited.append(layer.name)
                 layer.before = tensor.clone()
             elif _has_streams(tensor.device):
@@ -138,7 +152,6 @@ class DeltaCapture:
                 before.copy_(tensor)
         found = {device: ~torch.stack(equal).all() for device, equal in flags.items()}
         self._edits[id(optimizer)] = True if edited else found
-        complete = all(id(parameter) in self._known for parameter in _parameters(optimizer))
         return Watched(complete, tuple(edited))
 
     @torch.no_grad()
@@ -207,6 +220,10 @@ class DeltaCapture:
             for layer in self._layers.values()
             if layer.before is not None and not same_bits(layer.before, layer.tensor)
         ]
+
+    def untouched(self) -> dict[str, Tensor]:
+        """This rank's parameters that no optimizer has held so far, by name."""
+        return {layer.name: layer.tensor.detach() for layer in self._layers.values() if layer.before is None}
 
     def _device(self, device: torch.device) -> DeviceSelection:
         if device not in self._devices:

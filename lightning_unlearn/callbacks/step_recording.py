@@ -11,6 +11,7 @@ from lightning import Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_unlearn.callbacks.before_change import look_before_change
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture, StepChange
 from lightning_unlearn.callbacks.pending_ids import PendingIds
@@ -19,10 +20,13 @@ from lightning_unlearn.data.sample_ids import BatchIdentity
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.parameters import tensors_digest
 
 __all__ = ["StepRecording"]
 
-_MEASURE_EVERY = 100
+# Of every optimizer's own steps, or of two that take turns one would never be measured; and not the first, in which
+# Adam changes all weights by the same amount, so that pruning loses most and rounding nothing.
+_MEASURE_EVERY, _MEASURE_FROM = 100, 10
 
 
 class StepRecording:
@@ -64,6 +68,11 @@ class StepRecording:
         self._anchor_every = anchor_every
         self._pending = PendingIds(len(trainer.optimizers))
         self._edited_late: int | None = None
+        self._taken = [0] * len(trainer.optimizers)
+        self._under_way = [0] * len(trainer.optimizers)
+        # Others are proven unchanged by the session, and are most of the model where there are any.
+        untouched = {name: value for name, value in capture.untouched().items() if name not in session.store.frozen}
+        self._still = {name: tensors_digest({name: value}) for name, value in untouched.items()}
         self._failed = False
         self._warned = False
         self._last_step = time.perf_counter()
@@ -75,6 +84,7 @@ class StepRecording:
 
     def note_batch(self, batch: Any) -> None:
         """A batch is about to be trained on, or a step begins that fetches its batches itself."""
+        self._under_way = [0] * len(self._under_way)  # none is, even where somebody has caught a step's error
         if self._identity.fetches_itself:
             try:
                 self._identity.begin_step()
@@ -95,7 +105,7 @@ class StepRecording:
         if self._failed:
             self.saved = {}
             return
-        drifted = self._capture.drifted()
+        drifted = [*self._capture.drifted(), *self._moved()]
         self._say_edited(drifted)
         try:
             self.saved = self._session.state(self._module, drifted=bool(drifted), collective=collective)
@@ -112,15 +122,33 @@ class StepRecording:
         self._stop_listening = []
         self._session.writer.abandon()
 
+    def _moved(self) -> list[str]:
+        """Parameters that no optimizer has, and that are not what they were: a teacher that follows by averaging."""
+        held = self._capture.untouched()
+        return [
+            name
+            for name, digest in self._still.items()
+            if name in held and tensors_digest({name: held[name]}) != digest
+        ]
+
     def _before_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         # A checkpoint with callbacks in it has asked for the recorder's state already.
         if "callbacks" not in checkpoint:
             self.save_state()
 
-    def _before_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
-        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, number: int) -> Callable[[Optimizer, Any, Any], Any]:
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            def look() -> None:
+                self._session.about_to_train(optimizer)
+                self._say_edited(self._capture.watch(optimizer).edited)
+
+            # Torch calls hooks once more where a step calls that of its base class: it is one step all the same.
+            self._under_way[number] += 1
+            if self._under_way[number] > 1:
+                return None
             self._session.about_to_train(optimizer)
-            self._say_edited(self._capture.watch(optimizer).edited)
+            self._capture.meet(optimizer)
+            return look_before_change(optimizer, args, kwargs, look)
 
         return hook
 
@@ -152,6 +180,9 @@ class StepRecording:
 
     def _after_step(self, number: int) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self._under_way[number] -= 1
+            if self._under_way[number] > 0:
+                return
             try:
                 self._record(number, optimizer)
             except BaseException:
@@ -180,7 +211,8 @@ class StepRecording:
         step = self._session.writer.n_steps
         change: StepChange | None = None
         if self._is_watched(ids):
-            change = self._capture.changes(optimizer, step, step % _MEASURE_EVERY == 0)
+            taken, self._taken[number] = self._taken[number], self._taken[number] + 1
+            change = self._capture.changes(optimizer, step, taken % _MEASURE_EVERY == _MEASURE_FROM)
             edited = change.edited
         else:
             edited = self._capture.skip(optimizer, step)

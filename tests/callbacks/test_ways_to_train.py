@@ -4,12 +4,18 @@ The oracle of each row is the same training without the recorder (bitwise), and 
 something else did to the weights is added where anything did.
 """
 
+import copy
 from collections import Counter
 
 import pytest
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LambdaCallback,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -93,6 +99,24 @@ class SharedParameter(BoringClassifier):
         return torch.optim.SGD([*head, self.net.scale], lr=0.05), torch.optim.SGD([self.net.scale], lr=0.02)
 
 
+class Subclass(torch.optim.SGD):
+    """Its step calls that of its base class, for which torch calls the hooks again if anyone has made an SGD before."""
+
+    def step(self, closure=None):
+        loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(0.99)
+        super().step()
+        return loss
+
+
+def subclass(parameters):
+    torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    return Subclass(parameters, lr=0.05, momentum=0.9)
+
+
 def compiled(module):
     return torch.compile(module, backend="eager")
 
@@ -113,6 +137,7 @@ WAYS = {
     "a partial group": (BoringClassifier, None, {"accumulate_grad_batches": 3}, 4),
     "compiled": (BoringClassifier, compiled, {}, 10),
     "compiled in place": (BoringClassifier, compiled_inside, {}, 10),
+    "a step within a step": (lambda: BoringClassifier(subclass), None, {}, 10),
     "anomaly detection": (BoringClassifier, None, {"detect_anomaly": True}, 10),
 }
 
@@ -235,11 +260,34 @@ class Replaces(Edits, BoringClassifier):
         self.net.inp.weight.data = self.net.inp.weight.data.clone() + 0.5
 
 
+class Normalizes(Edits, BoringClassifier):
+    """An edit at the beginning of every step, which automatic optimization runs within the optimizer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.account = {}
+
+    def training_step(self, batch, batch_idx):
+        self.edit(lambda: self.net.head.weight.data.copy_(functional.normalize(self.net.head.weight.data)))
+        return super().training_step(batch, batch_idx)
+
+
+class Decays(Edits, BoringClassifier):
+    def __init__(self):
+        super().__init__()
+        self.account = {}
+
+    def on_before_optimizer_step(self, optimizer):
+        self.edit(lambda: self.net.mix.weight.data.mul_(0.9))
+
+
 # module -> (layer that is named, steps before which there was an edit, whether there is one after the last step)
 EDITS = {
     Clamps: ("net.head.weight", range(1, 10), True),
     Shrinks: ("net.mix.weight", (1, 3, 6, 8), False),
     Replaces: ("net.inp.weight", (5,), False),
+    Normalizes: ("net.head.weight", range(10), False),
+    Decays: ("net.mix.weight", range(10), False),
 }
 
 
@@ -269,6 +317,35 @@ def test_an_edit_is_charged_to_no_step_and_said_once(make, watch, tmp_path):
     assert plan.outside_edits == count
     assert f"changed these weights {count} time" in plan.recommendation
     assert ("edits outside the optimizer", str(count)) in plan.rows()
+
+
+class Teacher(BoringClassifier):
+    """A copy of the head that follows it by averaging: no optimizer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Linear(self.net.head.in_features, self.net.head.out_features).requires_grad_(False)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.current_epoch:
+            for ours, theirs in zip(self.teacher.parameters(), self.net.head.parameters(), strict=True):
+                ours.data = ours.data.lerp(theirs.data, 0.1)
+
+
+def test_weights_that_no_optimizer_has_and_that_move_are_said(tmp_path):
+    """The steps lead to all weights but these; plans for weights from before they moved count nothing."""
+    module, copies = Teacher(), []
+    first = LambdaCallback(on_train_epoch_end=lambda *_: copies.append(copy.deepcopy(module)))
+    with pytest.warns(UnlearningWarning, match=r"changed 'teacher\.weight', 'teacher\.bias' after step 10"):
+        quiet_trainer(callbacks=[first, DeltaRecorder(tmp_path / "s", **DENSE)]).fit(module, loader())
+    store = DeltaStore.open(tmp_path / "s")
+    assert store.edited_steps(((0, 10),)) == 0
+    weights = replayed(store)
+    for name, parameter in module.named_parameters():
+        error = float((weights[name] - parameter.detach().double()).abs().max())
+        assert (error > 1e-3) == name.startswith("teacher"), name
+    assert DeletionRequest([3]).plan(store, module).outside_edits == 1
+    assert DeletionRequest([3]).plan(store, copies[0]).outside_edits == 0
 
 
 def test_edits_of_steps_that_are_not_watched_are_marked_as_well(tmp_path):
@@ -384,10 +461,21 @@ def test_tied_parameters_are_one_layer(tmp_path):
     assert_leads_to(store, module)
 
 
-def test_one_step_in_a_hundred_is_measured(tmp_path):
+def measured(path):
+    return [record for record in records(path) if record.pruning_error == record.pruning_error]
+
+
+def test_one_step_in_a_hundred_is_measured_and_not_the_first(tmp_path):
+    """The first step of Adam changes all weights by the same amount: no rounding, and more pruning than ever again."""
     module = BoringClassifier(lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
-    quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", keep=0.1)], max_epochs=21).fit(module, loader())
-    errors = {record.step: record.pruning_error for record in records(tmp_path / "s")}
-    measured = {step: error for step, error in errors.items() if error == error}
-    assert list(measured) == [0, 100]
-    assert all(0.1 < error < 1.0 for error in measured.values())
+    recorder = DeltaRecorder(tmp_path / "s", keep=0.1, value_dtype="int8")
+    quiet_trainer(callbacks=[recorder], max_epochs=23).fit(module, loader())
+    found = measured(tmp_path / "s")
+    assert [record.step for record in found] == [10, 110]
+    assert all(0.1 < record.pruning_error < 1.0 for record in found)
+    assert all(1e-4 < record.rounding_error < 1e-2 for record in found)
+
+
+def test_steps_of_every_optimizer_are_measured(tmp_path):
+    quiet_trainer(callbacks=[DeltaRecorder(tmp_path / "s", keep=0.1)], max_epochs=9).fit(GAN(), loader())
+    assert [record.optimizer for record in measured(tmp_path / "s")] == [0, 1, 2]
