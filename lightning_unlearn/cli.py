@@ -23,6 +23,8 @@ from lightning_unlearn.store.documents import FORMAT_VERSION
 
 __all__ = ["main"]
 
+_SWITCHES = ("--json", "--repair")
+
 
 def store_info(store: str, json: bool = False) -> None:
     """Say what a store holds: steps, deltas, size, errors, identity of the samples, runs, model states, requests.
@@ -96,6 +98,15 @@ def methods() -> None:
     Console().print(table)
 
 
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The parser wants `--json true`; `--json` alone is understood as well."""
+    following = [*arguments[1:], ""]
+    return [
+        f"{one}=true" if one in _SWITCHES and after.lower() not in ("true", "false") else one
+        for one, after in zip(arguments, following, strict=True)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lightning-unlearn`; errors of this package end it with one sentence and status 1."""
     # Lightning announces devices and tips on every Trainer; a command's output is its own.
@@ -107,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "store": {"info": store_info, "verify": store_verify, "compact": store_compact, "upgrade": store_upgrade},
     }
     try:
-        auto_cli(commands, args=None if arguments is None else list(arguments), as_positional=True)
+        auto_cli(commands, args=_with_values(sys.argv[1:] if arguments is None else arguments), as_positional=True)
     except LightningUnlearnError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         sys.exit(1)

@@ -30,6 +30,16 @@ def test_store_info_as_json(recorded, capsys):
     assert {"pruning_error", "rounding_error", "distinct_ids"} <= set(info)
 
 
+@pytest.mark.parametrize("switch", [["--json"], ["--json", "true"], ["--json=true"]])
+def test_a_switch_needs_no_value(recorded, capsys, switch):
+    main(["store", "info", *switch, recorded.url])
+    assert json.loads(capsys.readouterr().out)["steps"] == 24
+    main(["store", "info", recorded.url, *switch])
+    assert json.loads(capsys.readouterr().out)["steps"] == 24
+    main(["store", "info", recorded.url, "--json", "false"])
+    assert "24 on 1 rank" in capsys.readouterr().out
+
+
 def test_store_verify(tmp_path, capsys):
     recorded = record(tmp_path)
     main(["store", "verify", recorded.url])
@@ -41,7 +51,7 @@ def test_store_verify(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["store", "verify", recorded.url])
     assert segment.name in capsys.readouterr().out.replace("\n", "")
-    main(["store", "verify", recorded.url, "--repair", "true"])
+    main(["store", "verify", recorded.url, "--repair"])
     capsys.readouterr()
     main(["store", "verify", recorded.url])
     assert "nothing damaged" in capsys.readouterr().out
