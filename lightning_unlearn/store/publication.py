@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from lightning_unlearn.exceptions import StoreCorruptedError, UnlearningWarning
+from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.store.anchors import AnchorContents
 from lightning_unlearn.store.commits import AnchorRef, CommitLog
 from lightning_unlearn.store.compaction import merge_segments, segments_to_merge
@@ -90,7 +90,7 @@ class Publication:
             segments = self._log.head.segments
             try:
                 merged = merge_segments(self._files, self._log, self._store_id, segments[run])
-            except StoreCorruptedError as error:  # an older part is damaged: the recording itself can go on
+            except OSError as error:  # an older part is damaged, or both do not fit on the disk: recording can go on
                 self._merging = False
                 warnings.warn(f"Small segments are no longer merged. {error}", UnlearningWarning, stacklevel=2)
                 return

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.rng import capture_rng
@@ -162,6 +163,39 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)  # noqa: S603, S607
 
 
+@pytest.mark.parametrize("background", [False, "auto"])
+def test_a_merge_that_does_not_fit_is_left_out_and_recording_goes_on(tmp_path, monkeypatch, background):
+    """Steps fit on the disk one by one, and only the eight of a merge do not."""
+    store = make_store(tmp_path / "s")
+    writer = store.writer(background=background)
+    with monkeypatch.context() as patch:
+        disk = SmallDisk(patch, 10**9)
+
+        def fill():
+            for _ in range(20):
+                disk.room = 8_000
+                STEPS.fill(writer, 1)
+                writer.flush()
+
+        with pytest.warns(UnlearningWarning, match="Small segments are no longer merged.*No space left") as caught:
+            fill()
+        assert disk.hit
+        assert len(caught) == 1
+    writer.close()
+    assert not list((tmp_path / "s").rglob(".tmp-*"))
+    reopened = DeltaStore.open(store.url)
+    assert len(reopened.reader.commits[0].segments) == 20
+    assert all(holds_step(reopened, step, STEPS[step]) for step in range(20))
+    assert reopened.verify().ok
+    assert not reopened.verify().orphans
+    with reopened.writer() as again:  # there is room again
+        STEPS.fill(again, 1)
+    reopened.refresh()
+    assert len(reopened.reader.commits[0].segments) < 20
+    assert all(holds_step(reopened, step, STEPS[step]) for step in range(21))
+
+
+@pytest.mark.filterwarnings("ignore:Small segments are no longer merged")
 @pytest.mark.parametrize("background", [False, "auto", True])
 def test_a_real_full_disk(small_disk, background):
     store, steps = make_store(small_disk / "s"), Steps(keep=1.0)
