@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ __all__ = ["Layer", "difference", "equal_bits", "not_finite", "same_bits", "whol
 
 # From this density on the positions of the non-zero entries would cost more bytes than the zeros they leave out.
 _DENSE_FROM = 7 / 8
-_PIECE = 1 << 15  # PyTorch shares out what is larger
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -91,13 +89,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     >>> same_bits(torch.tensor([float("nan"), 1.0]), torch.tensor([float("nan"), 1.0]))
     True
     """
-    one, other = _integers_of(first.detach(), second.detach())
-    if one.device.type != "cpu" or one.numel() <= _PIECE or not (one.is_contiguous() and other.is_contiguous()):
-        return torch.equal(one, other)
-    # Not on PyTorch's threads, which would wait for cores that load data; and in the cache.
-    flat, reference = one.view(-1).numpy(), other.view(-1).numpy()
-    starts = range(0, flat.size, _PIECE)
-    return all(np.array_equal(flat[start : start + _PIECE], reference[start : start + _PIECE]) for start in starts)
+    return torch.equal(*_integers_of(first.detach(), second.detach()))
 
 
 def equal_bits(first: Tensor, second: Tensor) -> Tensor:
