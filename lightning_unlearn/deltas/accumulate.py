@@ -61,13 +61,17 @@ def _check_targets(
 ) -> None:
     missing = [layer.name for layer in layers if layer.name not in tensors]
     if missing:
-        raise StoreMismatchError(expected("tensors", "all layers of the store", f"none for {shorten(missing)}"))
+        got = f"none for {shorten(missing)}"
+        remedy = "Pass all parameters of the recorded model by name."
+        raise StoreMismatchError(expected("tensors", "all layers of the store", got, remedy))
     for layer in layers:
         tensor = tensors[layer.name]
         if not tensor.is_floating_point():
-            raise StoreMismatchError(expected(layer.name, "a floating-point tensor", tensor.dtype))
+            remedy = "Pass the model's own parameter."
+            raise StoreMismatchError(expected(layer.name, "a floating-point tensor", tensor.dtype, remedy))
         if part is None and tuple(tensor.shape) != layer.shape:
-            raise StoreMismatchError(expected(layer.name, f"of shape {layer.shape}", tuple(tensor.shape)))
+            remedy = "Pass the whole layer, or say by `part=` which part of it the tensor holds."
+            raise StoreMismatchError(expected(layer.name, f"of shape {layer.shape}", tuple(tensor.shape), remedy))
 
 
 @torch.no_grad()

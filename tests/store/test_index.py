@@ -68,7 +68,7 @@ def test_ranges(within):
 
 
 @pytest.mark.parametrize("keys", [False, True])
-def test_millions_of_ids_stay_fast(keys):
+def test_a_look_up_among_a_million_ids_is_faster_than_reading_them(keys):
     per_step, steps = 1000, 1000
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 50_000, (steps, per_step)).tolist()
@@ -78,6 +78,9 @@ def test_millions_of_ids_stay_fast(keys):
     started = time.perf_counter()
     found, counts = index.counts_of(wanted)
     seconds = time.perf_counter() - started
-    assert counts.sum() == sum(one in set(wanted) for row in lists for one in row)
+    started, asked = time.perf_counter(), set(wanted)
+    total = sum(one in asked for row in lists for one in row)
+    plain = time.perf_counter() - started
+    assert counts.sum() == total
     assert 3 in found
-    assert seconds < 0.5
+    assert seconds < plain
