@@ -1,6 +1,5 @@
-"""Looking ids up among millions: right, fast, and in little memory."""
+"""Looking ids up among millions: right, in little memory, and reading little. The time is a benchmark's."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -11,21 +10,14 @@ from tests.helpers.many_ids import drawn_ids, store_of_many_ids
 
 
 def check(url, count, samples, asked_number):
-    """Seconds to open and look up, seconds of a plain search, and the most memory; fails where the steps are wrong."""
+    """The most memory that a look-up took; fails where its steps are wrong."""
     store_of_many_ids(url, count, samples)
     asked = np.random.default_rng(1).choice(samples, asked_number, replace=False)
-    started = time.perf_counter()
     store = DeltaStore.open(url)
     steps, counts = store.counts_of(asked)
-    seconds = time.perf_counter() - started
     wanted = np.zeros(samples, np.bool_)
     wanted[asked] = True
     want = np.concatenate([wanted[ids].sum(1) for ids in drawn_ids(count, samples)])
-    plain = 0.0
-    for ids in drawn_ids(count, samples):
-        started = time.perf_counter()
-        np.isin(ids, asked)
-        plain += time.perf_counter() - started
     assert np.array_equal(steps, np.flatnonzero(want))
     assert np.array_equal(counts, want[steps])
     assert store.unseen([*asked.tolist(), samples]) == [samples]
@@ -33,18 +25,17 @@ def check(url, count, samples, asked_number):
     store.steps_of(asked)
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return seconds, plain, memory
+    return memory
 
 
 def test_two_million_ids(tmp_path):
-    _, _, memory = check(tmp_path / "s", 2 * 10**6, 10**5, 100)
+    memory = check(tmp_path / "s", 2 * 10**6, 10**5, 100)
     assert memory < 40 * 10**6
 
 
 @pytest.mark.slow
 def test_a_hundred_million_ids(tmp_path):
-    seconds, plain, memory = check(tmp_path / "s", 10**8, 10**6, 1000)
-    assert seconds < plain  # without the index every id would be looked at, once they are all in memory
+    memory = check(tmp_path / "s", 10**8, 10**6, 1000)
     assert memory < 200 * 10**6
 
 
