@@ -193,6 +193,14 @@ class RecordingSession:
                 self.store.add_initial(found)
             self._left_out = {key: name for key, name in self._left_out.items() if name not in found}
 
+    def moved(self, module: nn.Module) -> list[str]:
+        """Names of parameters that were frozen as the recording began, still are, and have changed all the same.
+
+        Adapters that are merged into the base model for validation, and taken out again, leave it rounded.
+        """
+        parameters = dict(module.named_parameters())
+        return self.store.changed_since_start({name: parameters[name] for name in self._left_out.values()})
+
     def anchor(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Keep the state of the training as it is after the last appended step.
 
@@ -221,13 +229,7 @@ class RecordingSession:
 
         Returns:
             Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
-
-        Raises:
-            StoreMismatchError: a parameter that was frozen as the recording began, and still is, has changed.
         """
-        if self._left_out:
-            parameters = dict(module.named_parameters())
-            self.store.check_unchanged({name: parameters[name] for name in self._left_out.values()})
         self.writer.flush()
         together = collective or self._trainer.world_size == 1
         if together:

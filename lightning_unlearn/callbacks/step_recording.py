@@ -70,7 +70,7 @@ class StepRecording:
         self._edited_late: int | None = None
         self._taken = [0] * len(trainer.optimizers)
         self._under_way = [0] * len(trainer.optimizers)
-        # Others are proven unchanged by the session, and are most of the model where there are any.
+        # The session looks after the others, which are most of the model where there are any.
         untouched = {name: value for name, value in capture.untouched().items() if name not in session.store.frozen}
         self._still = {name: tensors_digest({name: value}) for name, value in untouched.items()}
         self._failed = False
@@ -105,7 +105,7 @@ class StepRecording:
         if self._failed:
             self.saved = {}
             return
-        drifted = [*self._capture.drifted(), *self._moved()]
+        drifted = [*self._capture.drifted(), *self._moved(), *self._session.moved(self._module)]
         self._say_edited(drifted)
         try:
             self.saved = self._session.state(self._module, drifted=bool(drifted), collective=collective)

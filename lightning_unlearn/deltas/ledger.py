@@ -139,7 +139,7 @@ class DeletionLedger:
         if before is None:
             raise StoreMismatchError(expected("plan", "made with a store", "one without", "Plan with the store."))
         key, entry_id = self._require_key(), uuid.uuid4().hex[:12]
-        after = self._state(module, before.ranges, (*before.edits, entry_id))
+        after = self._state(module, before, (*before.edits, entry_id))
         entry = LedgerEntry(
             entry_id=entry_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -195,7 +195,7 @@ class DeletionLedger:
         backup = clone_parameters(module)
         try:
             apply_change(module, change)
-            after = self._state(module, state.ranges, state.edits[:-1])
+            after = self._state(module, state, state.edits[:-1])
             self.store.update_lineage(lambda lineage: lineage.with_entry(replace(entry, undone=True)).with_state(after))
         except BaseException:
             for name, parameter in module.named_parameters():
@@ -255,11 +255,12 @@ class DeletionLedger:
             raise DeletionRequestError(expected("entry_id", "an entry of this ledger", entry_id))
         return entry
 
-    def _state(self, module: nn.Module, ranges: tuple[tuple[int, int], ...], edits: tuple[str, ...]) -> ModelState:
+    def _state(self, module: nn.Module, before: ModelState, edits: tuple[str, ...]) -> ModelState:
         initial = self.store.initial_weights()
-        self.store.check_frozen(module, known=initial)
-        travel = parameter_distance(module, initial)
-        return ModelState(weights_digest(module), ranges, edits, travel, parameter_norm(module))
+        if not before.drifted:  # or the frozen ones may be among what had changed, as the entry's weights say
+            self.store.check_frozen(module, known=initial)
+        travel, norm = parameter_distance(module, initial), parameter_norm(module)
+        return ModelState(weights_digest(module), before.ranges, edits, travel, norm, before.drifted)
 
     def _hash(self, sample_id: SampleId) -> str:
         kind = "s" if isinstance(sample_id, str) else "i"

@@ -22,6 +22,7 @@ from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of
 from lightning_unlearn.store.segment import read_header
 from lightning_unlearn.store.state_tree import flatten_state, unflatten_state
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.rng import RngState
 
@@ -138,7 +139,7 @@ def load_anchor(files: Files, commits: Sequence[Commit], step: int, rank: int) -
             name = f"{rank_directory(number)}/{ref.name}"
             try:
                 found[number] = parse_anchor(files.read(name), step, ref.digest)
-            except (ValueError, OSError) as error:
+            except DAMAGE as error:
                 remedy = "`DeltaStore.open(url, check=False).repair()` drops it."
                 raise StoreCorruptedError(expected(name, "an intact anchor", str(error), remedy)) from error
     if not found:

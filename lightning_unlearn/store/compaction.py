@@ -20,6 +20,7 @@ from lightning_unlearn.store.opening import corrupted
 from lightning_unlearn.store.rewrite import checked_steps, whole_segment
 from lightning_unlearn.store.segment import STEP_COLUMNS, Content, SegmentRef, narrow_ids, write_content
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["compact", "merge_segments", "mergeable_neighbours", "segments_to_merge"]
@@ -131,7 +132,7 @@ def merge_segments(files: Files, log: CommitLog, store_id: str, refs: Sequence[S
     try:
         content = _joined([segment.content() for segment in segments])
         payload = [segment.all_payload() for segment in segments]
-    except (ValueError, OSError) as error:  # a key that no step uses
+    except DAMAGE as error:  # a key that no step uses
         raise corrupted(f"{log.directory}/{refs[0].name}", range(refs[0].start, refs[-1].stop), error) from error
     ref, chunks = write_content(
         content,

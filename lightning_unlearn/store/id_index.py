@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_unlearn.utilities.file_views import Raw
+from lightning_unlearn.utilities.file_views import DAMAGE, Raw
 
 __all__ = ["INDEX_BLOCK", "IdIndex", "Ids", "IndexColumns", "index_columns"]
 
@@ -106,7 +106,7 @@ class IdIndex:
 
         Raises:
             ValueError: a block that was needed does not fit its checksum.
-            OSError: the file is shorter than the index.
+            EOFError: the file is shorter than the index.
         """
         found_ids, found_steps = [], []
         for start, stop in self._runs(codes):
@@ -134,7 +134,7 @@ class IdIndex:
         for block in range(len(self._fences)):
             try:
                 self._blocks(block, block + 1)
-            except (ValueError, OSError):
+            except DAMAGE:
                 damaged.append(block)
         return damaged
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lightning_unlearn.store.records import UNKNOWN_OPTIMIZER
 from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import SampleId
+from lightning_unlearn.utilities.file_views import DAMAGE
 
 __all__ = ["Ranges", "StepIndex", "in_ranges"]
 
@@ -76,7 +77,7 @@ class StepIndex:
     def _named(self, segment: Segment) -> Iterator[None]:
         try:
             yield
-        except (ValueError, OSError) as error:
+        except DAMAGE as error:
             raise self._failed(segment, error) from error
 
     def counts_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> tuple[Int64s, Int64s]:

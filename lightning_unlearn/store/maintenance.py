@@ -13,6 +13,7 @@ from lightning_unlearn.store.rewrite import first_touched, purge_segment
 from lightning_unlearn.store.salvage import damages_of, open_damaged, salvage_commit, salvage_segment
 from lightning_unlearn.store.segment import SegmentRef
 from lightning_unlearn.types import SampleId
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 
 __all__ = ["check_anchor", "check_segment", "purge", "repair", "total_bytes", "verify"]
@@ -97,6 +98,8 @@ def verify(
             read()
         except LightningUnlearnError as error:
             damages.append(Damage(name, str(error), repairable=False))
+        except OSError as error:
+            damages.append(_unreadable(name, error))
     known = {"store.json", *documents}
     orphans += [
         name
@@ -155,7 +158,7 @@ def _touched(
     segment = load_segment(files, log.directory, ref)
     try:
         return first_touched(segment, sample_ids, steps)
-    except (ValueError, OSError) as error:
+    except DAMAGE as error:
         raise corrupted(f"{log.directory}/{ref.name}", range(ref.start, ref.stop), error) from error
 
 

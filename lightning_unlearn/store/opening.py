@@ -13,7 +13,7 @@ from lightning_unlearn.store.segment import SegmentRef, read_header
 from lightning_unlearn.store.segment_reader import Read, Segment
 from lightning_unlearn.store.version1 import VERSION_1, segment_of_version1
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.file_views import FileView, Raw
+from lightning_unlearn.utilities.file_views import DAMAGE, FileView, Raw, too_short
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["Views", "corrupted", "load_segment", "open_segment", "whole_file"]
@@ -45,7 +45,7 @@ class Views:
         return {"files": self.files, "_open": OrderedDict()}  # what is mapped stays in this process
 
     def read(self, name: str, start: int, stop: int) -> Raw:
-        """Bytes of a file, all of them; raises `OSError` where it is shorter."""
+        """Bytes of a file, all of them; raises `EOFError` where it is shorter."""
         view = self._open.pop(name, None) or self.files.view(name)
         self._open[name] = view
         while len(self._open) > _OPEN_FILES:
@@ -71,7 +71,7 @@ def whole_file(files: Files, name: str, *, mapped: bool = True) -> Read:
 
     def read(start: int, stop: int) -> Raw:
         if not 0 <= start <= stop <= len(data):
-            raise OSError(f"bytes {start} to {stop} of `{name}`, which has {len(data)}")
+            raise too_short(name, start, stop, len(data))
         return data[start:stop]
 
     return read
@@ -111,5 +111,5 @@ def load_segment(files: Files, directory: str, ref: SegmentRef, views: Views | N
         return open_segment(ref, head, read, at_once=not files.is_local)
     except StoreMismatchError:
         raise
-    except (ValueError, OSError) as error:
+    except DAMAGE as error:
         raise corrupted(name, range(ref.start, ref.stop), error) from error

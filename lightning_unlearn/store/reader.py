@@ -17,6 +17,7 @@ from lightning_unlearn.store.records import EncodedStep, decode_step
 from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import LayerDelta, ModelSignature, SampleId, StepRecord, StepStatus
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["REASONS", "StepPart", "StoreReader"]
@@ -50,6 +51,27 @@ class StepPart:
     file: str
     step: EncodedStep
     compression: Compression
+
+
+class _Failure:
+    """Why a segment could not be read: it is damaged, or it is in the store no more.
+
+    Not a method of the reader: the index would refer to the reader, and its files stay open until a garbage collection.
+    """
+
+    def __init__(self, files: Files, store_id: str, segments: Sequence[Sequence[Segment]]) -> None:
+        self._files = files
+        self._store_id = store_id
+        self._segments = segments
+
+    def __call__(self, segment: Segment, error: Exception, steps: Sequence[int] | None = None) -> Exception:
+        rank = next(rank for rank, segments in enumerate(self._segments) if any(one is segment for one in segments))
+        name = f"{rank_directory(rank)}/{segment.ref.name}"
+        live = {ref.name for ref in read_commit(self._files, self._store_id, rank).segments}
+        if segment.ref.name not in live:
+            got, remedy = f"a newer state without {name}", "Call `refresh()`, or open it again."
+            return StoreMismatchError(expected("store", "as it was when it was opened", got, remedy))
+        return corrupted(name, range(segment.ref.start, segment.ref.stop) if steps is None else steps, error)
 
 
 class StoreReader:
@@ -103,17 +125,11 @@ class StoreReader:
     @cached_property
     def index(self) -> StepIndex:
         """Columns of all segments."""
-        return StepIndex(self.segments, self.n_steps, self._failed)
+        return StepIndex(self.segments, self.n_steps, self._failure)
 
-    def _failed(self, segment: Segment, error: Exception, steps: Sequence[int] | None = None) -> Exception:
-        """Why a segment could not be read: it is damaged, or it is in the store no more."""
-        rank = next(rank for rank, segments in enumerate(self.segments) if any(one is segment for one in segments))
-        name = f"{rank_directory(rank)}/{segment.ref.name}"
-        live = {ref.name for ref in read_commit(self._files, self._store_id, rank).segments}
-        if segment.ref.name not in live:
-            got, remedy = f"a newer state without {name}", "Call `refresh()`, or open it again."
-            return StoreMismatchError(expected("store", "as it was when it was opened", got, remedy))
-        return corrupted(name, range(segment.ref.start, segment.ref.stop) if steps is None else steps, error)
+    @cached_property
+    def _failure(self) -> _Failure:
+        return _Failure(self._files, self._store_id, self.segments)
 
     def record(self, step: int) -> StepRecord:
         """Everything about a step but its delta.
@@ -183,14 +199,14 @@ class StoreReader:
         """
         segments = self.segments  # which may belong to newer commits
         beyond = max((commit.n_steps for commit in self.commits), default=0)
-        return StepIndex(segments, beyond, self._failed).ids_in(range(beyond))
+        return StepIndex(segments, beyond, self._failure).ids_in(range(beyond))
 
     def _part(self, rank: int, segment: Segment, step: int, *, payload: bool) -> StepPart:
         name, index = f"{rank_directory(rank)}/{segment.ref.name}", step - segment.ref.start
         try:
             encoded = segment.step(index, segment.payload(index) if payload else b"")
-        except (ValueError, OSError) as error:
-            raise self._failed(segment, error, [step]) from error
+        except DAMAGE as error:
+            raise self._failure(segment, error, [step]) from error
         return StepPart(name, encoded, segment.compression)
 
     def _at(self, step: int) -> list[tuple[int, Segment]]:

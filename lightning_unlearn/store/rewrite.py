@@ -16,6 +16,7 @@ from lightning_unlearn.store.records import ENTRY, EncodedStep
 from lightning_unlearn.store.segment import SegmentRef, build_segment
 from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 
 __all__ = [
@@ -46,7 +47,7 @@ def whole_segment(files: Files, directory: str, ref: SegmentRef, *, mapped: bool
         return open_segment(ref, head, read)
     except StoreMismatchError:
         raise
-    except (ValueError, OSError) as error:
+    except DAMAGE as error:
         raise corrupted(name, range(ref.start, ref.stop), error) from error
 
 
@@ -61,7 +62,7 @@ def checked_steps(segment: Segment, directory: str) -> Iterator[EncodedStep]:
     for index in range(segment.n_steps):
         try:
             step = segment.step(index, segment.payload(index))
-        except (ValueError, OSError) as error:
+        except DAMAGE as error:
             raise corrupted(f"{directory}/{segment.ref.name}", [segment.ref.start + index], error) from error
         yield step
 
@@ -113,7 +114,7 @@ def first_touched(segment: Segment, sample_ids: Collection[SampleId], steps: Col
     """The first step that holds one of the ids, or is one of the steps and has a delta; `None` without any.
 
     Raises:
-        ValueError, OSError: the id index is damaged or missing.
+        ValueError, EOFError, FileNotFoundError: the id index is damaged or missing.
     """
     start, stop = segment.ref.start, segment.ref.stop
     found = {start + int(index) for index in segment.occurrences(sample_ids)[1]}

@@ -18,6 +18,7 @@ from lightning_unlearn.store.segment import SegmentRef, read_header
 from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.store.version1 import VERSION_1
 from lightning_unlearn.types import SampleId, StepStatus
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 
 __all__ = ["Damages", "damages_of", "open_damaged", "salvage_commit", "salvage_segment", "salvage_steps"]
@@ -51,12 +52,12 @@ def open_damaged(files: Files, directory: str, ref: SegmentRef) -> tuple[Segment
     try:
         head = read(0, ref.head_bytes)
         return open_segment(ref, head, read, check=False), digest_of(head) == ref.digest
-    except (ValueError, OSError, StoreMismatchError):
+    except (*DAMAGE, StoreMismatchError):
         return None, False
 
 
 def _ids_by_index(segment: Segment) -> Callable[[int], tuple[SampleId, ...]]:
-    """Ids of a step as the index tells them, ascending; raises `ValueError` or `OSError` where it is damaged."""
+    """Ids of a step as the index tells them, ascending; raises `ValueError` or `EOFError` where it is damaged."""
 
     @lru_cache(maxsize=1)
     def occurrences() -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +85,14 @@ def salvage_steps(segment: Segment, intact_head: bool) -> Iterator[tuple[Encoded
     for index in range(segment.n_steps):
         try:
             step = segment.step(index)
-        except (ValueError, OSError, OverflowError):
+        except (*DAMAGE, OverflowError):
             if not intact_head:
                 yield None, "head"
                 continue
             try:
                 ids = by_index(index)
                 bare = segment.without_delta(index, ids)
-            except (ValueError, OSError):
+            except DAMAGE:
                 yield None, "ids"
                 continue
             status = StepStatus.LOST if bare.status is StepStatus.STORED else bare.status
@@ -99,7 +100,7 @@ def salvage_steps(segment: Segment, intact_head: bool) -> Iterator[tuple[Encoded
             continue
         try:
             yield replace(step, payload=segment.payload(index)), ""
-        except (ValueError, OSError):
+        except DAMAGE:
             yield drop_delta(step, StepStatus.LOST), "deltas"
 
 
@@ -107,7 +108,7 @@ def _same_ids(segment: Segment, index: int, ids: tuple[SampleId, ...]) -> bool:
     try:
         codes = np.sort(segment.codes(index)).astype(np.int64)
         return segment.decode(codes) == list(ids)
-    except (ValueError, OSError):
+    except DAMAGE:
         return False
 
 

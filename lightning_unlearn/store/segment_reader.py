@@ -18,13 +18,13 @@ from lightning_unlearn.store.key_table import KEY_BLOCK, KeyTable
 from lightning_unlearn.store.records import ENTRY, EncodedStep, ids_bytes, record_crc, record_numbers
 from lightning_unlearn.store.segment import HEAD_COLUMNS, NUMPY, STEP_COLUMNS, Content, SegmentRef, read_header
 from lightning_unlearn.types import SampleId, StepStatus
-from lightning_unlearn.utilities.file_views import Raw
+from lightning_unlearn.utilities.file_views import DAMAGE, Raw
 
 __all__ = ["Read", "Segment"]
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Read: TypeAlias = Callable[[int, int], Raw]
-"""Returns bytes of a file from one place to another, all of them, or raises `OSError`."""
+"""Returns bytes of a file from one place to another, all of them, or raises `EOFError`."""
 
 _BODY = {"ids", "index.ids", "index.steps", "entries", "payload"}
 _KEYS = {"key.offset", "key.text", "key.crc32"}
@@ -119,7 +119,7 @@ class Segment:
 
         Raises:
             ValueError: it does not fit its checksum.
-            OSError: the file is missing or shorter than that.
+            EOFError: the file is shorter than that.
         """
         payload = self._read(*self.payload_span(index))
         self.check_payload(index, payload)
@@ -139,7 +139,7 @@ class Segment:
 
         Raises:
             ValueError: the record does not fit its checksum.
-            OSError: the file is missing or shorter than that.
+            EOFError: the file is shorter than that.
         """
         codes, table = self.codes(index), self.table
         ids: tuple[SampleId, ...] = tuple(codes.tolist() if table is None else map(table.__getitem__, codes.tolist()))
@@ -235,7 +235,7 @@ class Segment:
 
         Raises:
             ValueError: a part of the index or key table does not fit its checksum.
-            OSError: the file is missing or shorter than that.
+            EOFError: the file is shorter than that.
         """
         table = self.table
         if table is None:
@@ -251,7 +251,7 @@ class Segment:
         A few steps are read one by one, many from the index.
 
         Raises:
-            ValueError, OSError: as for `occurrences`.
+            ValueError, EOFError: as for `occurrences`.
         """
         if steps is not None and not self._at_once and np.count_nonzero(steps) < len(self._fences):
             few = np.flatnonzero(steps).tolist()
@@ -297,7 +297,7 @@ class Segment:
             table = self._table(True)
             if table is not None:
                 table.check()
-        except (ValueError, OSError):
+        except DAMAGE:
             yield "key table"
         try:
             damaged = self.index().damaged_blocks()
@@ -306,7 +306,7 @@ class Segment:
             if rebuilt is not None:
                 same = np.array_equal(rebuilt.crc32, self._index_crc32) and np.array_equal(rebuilt.fences, self._fences)
                 damaged = [] if same else [0]
-        except (ValueError, OSError):
+        except DAMAGE:
             damaged = [0]
         if damaged:
             yield "id index"

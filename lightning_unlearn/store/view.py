@@ -30,6 +30,7 @@ from lightning_unlearn.types import (
     StepStatus,
 )
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import model_signature, tensors_digest
 
@@ -225,7 +226,7 @@ class StoreView:
             data = self._files.read(name)
             if digest_of(data) != digest:
                 raise ValueError("the file does not fit its checksum")
-        except (ValueError, OSError) as error:
+        except DAMAGE as error:
             raise corrupted(name, [], error) from error
         return load_tensors(data)
 
@@ -248,11 +249,7 @@ class StoreView:
         Raises:
             StoreMismatchError: one of them was not frozen, changed, or is not there.
         """
-        changed = [
-            name
-            for name, tensor in tensors.items()
-            if tensor is None or tensors_digest({name: tensor}) != self.frozen.get(name)
-        ]
+        changed = self.changed_since_start(tensors)
         if changed:
             rule = "one whose frozen parameters are what they were as the recording began"
             remedy = (
@@ -260,6 +257,14 @@ class StoreView:
                 "gradients as the recording begins, or be a buffer."
             )
             raise StoreMismatchError(expected("model", rule, f"other values of {shorten(changed)}", remedy))
+
+    def changed_since_start(self, tensors: Mapping[str, Tensor | None]) -> list[str]:
+        """Names of those that were not frozen as the recording began, have other values now, or are not there."""
+        return [
+            name
+            for name, tensor in tensors.items()
+            if tensor is None or tensors_digest({name: tensor}) != self.frozen.get(name)
+        ]
 
     def check_model(self, module: nn.Module) -> None:
         """Check that a module has the recorded parameters (and buffers, where they were recorded).

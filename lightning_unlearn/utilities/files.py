@@ -139,7 +139,7 @@ class Files:
         """
         if self.is_local:
             return MappedFile(self.path(name))
-        return RangedFile(name, partial(self.read, name))
+        return RangedFile(name, partial(self.read, name), partial(self.size, name))
 
     def publish(self, name: str, data: Chunks, *, exclusive: bool = False, mode: int = 0o666) -> None:
         """Make `data` the content of `name`, wholly or not at all.

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError, UnlearningWarning
 from lightning_unlearn.methods.amnesiac import Amnesiac
 from lightning_unlearn.methods.retrain import Retrain
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.utilities.parameters import parameter_distance
+from lightning_unlearn.utilities.parameters import parameter_distance, weights_digest
 from tests.helpers.models import BoringClassifier, loader, quiet_trainer
 from tests.helpers.replay import assert_leads_to, replayed, same_weights
 
@@ -218,14 +219,60 @@ class Meddles(Callback):
             pl_module.blocks[0].key.weight.data[0, 0] += 1e-3
 
 
-def test_a_frozen_weight_that_changes_anyway_is_refused(tmp_path):
-    with pytest.raises(StoreMismatchError, match=r"other values of 'blocks\.0\.key\.weight'"):
-        fit(tmp_path / "one", Meddles(2))
+def test_a_frozen_weight_that_changes_anyway_is_said_and_refused_where_its_start_is_needed(tmp_path):
+    with pytest.warns(UnlearningWarning, match=r"changed 'blocks\.0\.key\.weight' after step"):
+        module = fit(tmp_path / "one", Meddles(2))
     store = DeltaStore.open(tmp_path / "one")
-    assert len(store.lineage.states) == 1
-    with pytest.raises(StoreMismatchError, match=r"other values of 'blocks\.0\.key\.weight'"):
+    assert [state.drifted for state in store.lineage.states][-1]
+    assert store.state_of(weights_digest(module)).ranges == ((0, store.n_steps),)
+    trainer = {"max_epochs": 1, **QUIET}
+    with pytest.raises(StoreMismatchError, match="Load the base model"):
+        unlearn(module, [3], method=Retrain(), store=store, data=rows(), trainer=trainer, probe_samples=0)
+    refused = pytest.raises(StoreMismatchError, match=r"other values of 'blocks\.0\.key\.weight'")
+    with pytest.warns(UnlearningWarning, match="Something other"), refused:
         fit(tmp_path / "two", BackboneFinetuning(unfreeze_backbone_at_epoch=1), Meddles(4), module=WithBackbone())
     assert set(DeltaStore.open(tmp_path / "two").initial_weights()) == {"head.weight", "head.bias"}
+
+
+class Merges(Callback):
+    """Adds the adapters to the base weights for validation and takes them out again, which leaves roundings."""
+
+    def merge(self, module, sign):
+        for layer in module.modules():
+            if isinstance(layer, Adapter):
+                layer.base.weight.data += sign * layer.up.weight.data @ layer.down.weight.data
+
+    def on_validation_start(self, trainer, pl_module):
+        self.merge(pl_module, 1)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.merge(pl_module, -1)
+
+
+class Validated(Transformer):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", functional.cross_entropy(self(batch["words"]), batch["y"]))
+
+
+def test_adapters_merged_for_validation_are_recorded_forgotten_and_brought_back(tmp_path):
+    torch.manual_seed(5)
+    module = Validated()
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fitted = quiet_trainer(callbacks=[Merges(), DeltaRecorder(tmp_path / "s")], max_epochs=2, limit_val_batches=1)
+    with pytest.warns(UnlearningWarning, match=r"weight' after step"):
+        fitted.fit(module, rows(), DataLoader(Rows(), batch_size=8))
+    store = DeltaStore.open(tmp_path / "s")
+    assert any(not torch.equal(module.get_parameter(name), start[name]) for name in store.frozen)
+    request = DeletionRequest([3])
+    plan = request.plan(store, module)
+    assert plan.outside_edits == 1
+    outcome = unlearn(module, request, method=Amnesiac(), store=store, data=rows(), probe_samples=0, force=True)
+    ledger = DeletionLedger.open(store)
+    (entry,) = ledger.entries
+    assert store.state_of(entry.after).drifted
+    ledger.undo(entry.entry_id, outcome.model)
+    for name, parameter in outcome.model.named_parameters():
+        assert float((parameter - module.get_parameter(name)).detach().abs().max()) <= 2e-7
 
 
 def test_another_base_model_is_refused_where_training_starts_again(tmp_path):

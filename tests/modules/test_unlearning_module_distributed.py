@@ -1,11 +1,13 @@
 """The wrapper and its data in two processes: the pool for DDP and FSDP2, one real `ddp_spawn` from the main process."""
 
+import atexit
 import copy
 import json
 import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
@@ -36,11 +38,15 @@ class WithIds(User):
 
 
 class Writing(WithIds):
-    """Writes what a worker saw, for the main process."""
+    """Writes what a spawned worker saw, for the main process."""
 
     def __init__(self, folder):
         super().__init__()
         self.folder = str(folder)
+
+    def on_fit_start(self):
+        # A process that ends with its process group aborts now and then, whatever is trained (3 of 40 plain fits).
+        atexit.register(dist.destroy_process_group)
 
     def on_train_end(self):
         with open(f"{self.folder}/rank-{self.global_rank}.json", "w") as file:

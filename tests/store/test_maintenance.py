@@ -2,6 +2,7 @@
 
 import errno
 import random
+import re
 import secrets
 import uuid
 from collections import Counter
@@ -497,6 +498,49 @@ def test_a_purge_in_memory_reaches_ids_that_only_one_rank_has():
     assert asked in store.reader.distinct_ids()
     store.purge([asked])
     assert asked not in store.reader.distinct_ids()
+
+
+READING = {
+    "delta": lambda store: store.reader.read(5),
+    "record": lambda store: store.reader.record(5),
+    "steps of an id": lambda store: store.steps_of([STEPS[1]["sample_ids"][0]]),
+    "weights at the start": lambda store: store.initial_weights(),
+    "anchor": lambda store: store.read_anchor(4),
+    "merge": lambda store: store.compact(),
+    "purge": lambda store: store.purge([STEPS[1]["sample_ids"][0]], [1]),
+    "cut": lambda store: store.writer().truncate(3),
+}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError("denied")])
+@pytest.mark.parametrize("reading", READING)
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_what_cannot_be_read_for_the_moment_is_not_called_damaged(tmp_path, monkeypatch, reading, where, error):
+    store = make_store(tmp_path / "s" if where == "local" else f"memory://{uuid.uuid4().hex}")
+    with store.writer() as writer:
+        STEPS.fill(writer, 4)
+        writer.anchor(dict(Plain().named_parameters()), [], None)
+        STEPS.fill(writer, 5)
+        writer.flush()
+    store = DeltaStore.open(store.url)
+
+    def unreachable(method):
+        def fail(files, name, *args):
+            if name.endswith(".safetensors"):
+                raise error
+            return method(files, name, *args)
+
+        return fail
+
+    with monkeypatch.context() as context:
+        for name in ("read", "view"):
+            context.setattr(Files, name, unreachable(getattr(Files, name)))
+        with pytest.raises(OSError, match=re.escape(str(error))) as raised:
+            READING[reading](store)
+        assert not isinstance(raised.value, StoreCorruptedError)
+    store = DeltaStore.open(store.url)
+    assert store.verify().ok
+    assert not never_wrong(store)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError("denied"), OSError()])

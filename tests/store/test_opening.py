@@ -1,3 +1,4 @@
+import gc
 import os
 import pickle
 import tracemalloc
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.documents import FORMAT_VERSION
@@ -42,6 +44,23 @@ def test_a_limited_number_of_files_is_open_at_a_time(tmp_path):
             assert open_files() - before <= 66
 
 
+def test_no_file_stays_open_behind_a_store(tmp_path):
+    recorded(tmp_path / "s")
+    gc.collect()
+    gc.disable()
+    try:
+        before, store = open_files(), DeltaStore.open(tmp_path / "s")
+        assert holds_step(store, 2, STEPS[2])
+        assert store.steps_of([STEPS[2]["sample_ids"][0]]).size
+        accumulate(store, {0: 1.0})
+        assert store.verify().ok
+        assert open_files() > before
+        del store
+        assert open_files() == before
+    finally:
+        gc.enable()
+
+
 def test_a_store_that_was_read_can_be_pickled(tmp_path):
     store = recorded(tmp_path / "s")
     assert holds_step(store, 2, STEPS[2])
@@ -69,7 +88,7 @@ def test_whole_files_are_one_request_elsewhere():
     read = whole_file(store.files, name)
     store.files.delete(name)
     assert len(read(0, 100)) == 100
-    with pytest.raises(OSError, match=name):
+    with pytest.raises(EOFError, match=name):
         read(0, 10**9)
 
 
