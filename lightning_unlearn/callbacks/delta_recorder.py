@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.recording_checks import check_optimizers, check_resumable, check_strategy, check_watch
-from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_settings
+from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
+from lightning_unlearn.callbacks.run_origin import recorded_settings
 from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys

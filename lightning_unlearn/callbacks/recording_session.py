@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lightning import Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording, describe_optimizer
-from lightning_unlearn.callbacks.recording_settings import FEW_TRAINABLE, trainable_share
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.callbacks.recording_checks import NEW_STORE, describe_optimizer
+from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
+from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.joined_writer import JoinedWriter
 from lightning_unlearn.store.lineage import RunKind
@@ -23,15 +23,13 @@ from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettin
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
 from lightning_unlearn.utilities.parameters import (
-    float_buffers,
-    model_signature,
     parameter_distance,
     parameter_norm,
     weights_digest,
 )
 from lightning_unlearn.utilities.rng import capture_rng
 
-__all__ = ["RecordingSession", "recorded_settings"]
+__all__ = ["RecordingSession"]
 
 _PATIENCE = 5.0
 """Seconds that rank 0 waits for the steps of ranks that it cannot talk to any more."""
@@ -45,15 +43,6 @@ def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
     if ranges and ranges[-1][1] == start:
         return (*ranges[:-1], (ranges[-1][0], stop))
     return (*ranges, (start, stop))
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What the weights contain as the run begins, and where its steps go."""
-
-    n_steps: int
-    ranges: Ranges
-    edits: tuple[str, ...]
 
 
 class RecordingSession:
@@ -70,7 +59,7 @@ class RecordingSession:
         module: nn.Module,
         store: DeltaStore,
         writer: StoreWriter | JoinedWriter,
-        origin: _Origin,
+        origin: RunOrigin,
     ) -> None:
         self.store = store
         self.writer = writer
@@ -118,36 +107,9 @@ class RecordingSession:
         """
         world_size = trainer.world_size
         infos = tuple(map(describe_optimizer, optimizers))
-
-        def prepare() -> _Origin:
-            if not DeltaStore.exists(url):
-                if resume is not None:
-                    got = f"the checkpoint of store {resume['store_id']}, and no store at {os.fspath(url)!r}"
-                    remedy = "Point the recorder to that store, or train from the start."
-                    raise StoreMismatchError(expected("ckpt_path", "a checkpoint of this recording", got, remedy))
-                # `create` copies what it is given.
-                initial, frozen = _initial_weights(module)
-                DeltaStore.create(
-                    url,
-                    signature=model_signature(module),
-                    settings=settings,
-                    data=data,
-                    initial=initial,
-                    frozen=frozen,
-                    world_size=world_size,
-                )
-                return _Origin(0, (), ())
-            store = DeltaStore.open(url)
-            if resume is None and _is_left_over(store, module):
-                store.discard_empty()
-                return prepare()
-            store.check_model(module)
-            check_recording(store, settings, data, world_size)
-            origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
-            store.lineage.truncated(origin.n_steps)  # refuses what rests on dropped steps, before anything is written
-            return origin
-
-        origin = on_rank_zero(trainer.strategy, prepare)
+        origin = on_rank_zero(
+            trainer.strategy, partial(open_or_create, url, module, settings, data, world_size=world_size, resume=resume)
+        )
         store = DeltaStore.open(url)
         budget = None if size_budget is None else size_budget // world_size
         writer: StoreWriter | JoinedWriter
@@ -229,12 +191,16 @@ class RecordingSession:
 
         Returns:
             Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
+
+        Raises:
+            LightningUnlearnError: another rank could not publish its steps, and says why.
         """
-        self.writer.flush()
         together = collective or self._trainer.world_size == 1
         if together:
-            self._trainer.strategy.barrier("lightning_unlearn_flush")
+            self._flush_together()
             drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
+        else:
+            self.writer.flush()
         n_steps = self.writer.n_steps
         if not together and self._trainer.is_global_zero:
             together = self._all_published(n_steps)
@@ -257,6 +223,20 @@ class RecordingSession:
             "digest": digest,
         }
 
+    def _flush_together(self) -> None:
+        """Publish on every rank, or fail on every rank: nobody waits for one that has given up."""
+        failure: Exception | None = None
+        try:
+            self.writer.flush()
+        except Exception as error:  # raised below, once the others know
+            failure = error
+        failed = self._trainer.strategy.reduce_boolean_decision(failure is not None, all=False)
+        if failure is not None:
+            raise failure
+        if failed:
+            rule, remedy = "steps that every rank could publish", "Its own error says why and what to do."
+            raise LightningUnlearnError(expected("recording", rule, "another rank that could not", remedy))
+
     def _all_published(self, n_steps: int) -> bool:
         until = time.monotonic() + _PATIENCE
         while True:
@@ -264,63 +244,3 @@ class RecordingSession:
             if self.store.n_steps >= n_steps or time.monotonic() > until:
                 return self.store.n_steps >= n_steps
             time.sleep(_PATIENCE / 100)
-
-
-def _initial_weights(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and float buffers whose values are stored, and parameters of which a digest is enough.
-
-    Where few parameters are trained (adapters on a large model), the others would be most of the store, and are there
-    anyhow as the base model.
-    """
-    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
-    few = trainable_share(module) < FEW_TRAINABLE
-    frozen: dict[str, Tensor] = {
-        name: parameter for name, parameter in module.named_parameters() if few and not parameter.requires_grad
-    }
-    return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
-
-
-def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> RecordingSettings | None:
-    """Settings of the store that a run with these weights would continue, `None` where it begins one.
-
-    Raises:
-        StoreCorruptedError: the store is damaged.
-    """
-    if not DeltaStore.exists(url):
-        return None
-    store = DeltaStore.open(url)
-    return None if _is_left_over(store, module) else store.settings
-
-
-def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) -> _Origin:
-    if resume["store_id"] != store.store_id:
-        rule = f"a checkpoint of store {store.store_id}"
-        remedy = "Point the recorder to the store that the checkpoint was recorded into."
-        raise StoreMismatchError(expected("ckpt_path", rule, f"one of store {resume['store_id']}", remedy))
-    digest = weights_digest(module)
-    if digest != resume["digest"]:
-        rule = "a checkpoint whose weights are those that were recorded"
-        raise StoreMismatchError(expected("ckpt_path", rule, "changed weights", NEW_STORE))
-    ranges = tuple((int(start), int(stop)) for start, stop in resume["ranges"])
-    return _Origin(int(resume["n_steps"]), ranges, tuple(resume["edits"]))
-
-
-def _is_left_over(store: DeltaStore, module: nn.Module) -> bool:
-    """Whether the store is what a run left that failed before its first step, from other initial weights."""
-    # Without locks nobody can tell a failed run from one that is about to publish its first steps.
-    nothing = store.files.is_local and not store.n_steps and not store.lineage.entries
-    return nothing and store.state_of(weights_digest(module)) is None
-
-
-def _continued(store: DeltaStore, module: nn.Module) -> _Origin:
-    state = store.state_of(weights_digest(module))
-    if state is None:
-        rule = "weights that the store knows"
-        remedy = (
-            "Load its initial weights or those of a checkpoint written while recording, resume with "
-            "`fit(ckpt_path=...)`, or record into a new directory."
-        )
-        raise StoreMismatchError(expected("model", rule, "others", remedy))
-    # Steps that no known weights contain were left by a run that ended before its first checkpoint.
-    known = max((stop for known in store.lineage.states for _, stop in known.ranges), default=0)
-    return _Origin(known, state.ranges, state.edits)

@@ -1,5 +1,6 @@
 """Crashes, resuming, and what a store knows about weights."""
 
+import errno
 import multiprocessing
 import os
 import socket
@@ -11,8 +12,9 @@ from lightning import Callback
 from torch.utils.data import RandomSampler, Subset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
-from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
+from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 from tests.helpers.replay import assert_leads_to, same_weights
@@ -351,6 +353,37 @@ def test_two_processes_crash_and_resume(gloo_pool, tmp_path):
     # A refusal by rank 0 reaches every rank, so that none of them waits.
     refused = gloo_pool.run(ddp, str(tmp_path / "none"), checkpoint, checkpoint, 100)
     assert all("no store at" in message for message, _, _ in refused)
+
+
+def disk_full_on_one(store, failing):
+    """What each of two processes gets to know, and at which step, where the disk of one is full."""
+    torch.manual_seed(1)
+    trainer = quiet_trainer(strategy="ddp", devices=2, callbacks=[DeltaRecorder(store, **DENSE)], max_epochs=3)
+    publish = Files.publish
+
+    def full(files, name, data, **kwargs):
+        if trainer.global_rank == failing and "segment" in name:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        publish(files, name, data, **kwargs)
+
+    Files.publish = full
+    try:
+        trainer.fit(BoringClassifier(), loader(IdDataset(43), batch_size=4))
+    except (LightningUnlearnError, OSError) as error:
+        return f"{type(error).__name__}: {error}", trainer.global_step
+    finally:
+        Files.publish = publish
+    return "", trainer.global_step
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_full_disk_of_one_process_is_an_error_of_both_and_nobody_waits(gloo_pool, tmp_path, failing):
+    found = gloo_pool.run(disk_full_on_one, str(tmp_path / "store"), failing)
+    own, other = found[failing], found[1 - failing]
+    assert "No space left" in own[0]
+    assert "another rank that could not" in other[0]
+    assert own[1] == other[1] == 6  # as the first epoch ends
+    assert DeltaStore.open(tmp_path / "store").verify().ok
 
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])

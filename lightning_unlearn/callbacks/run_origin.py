@@ -1,0 +1,145 @@
+"""How the weights a run begins with relate to its store, which is made where there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording
+from lightning_unlearn.callbacks.recording_settings import FEW_TRAINABLE, trainable_share
+from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.types import DataFingerprint, RecordingSettings
+from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.parameters import float_buffers, model_signature, weights_digest
+
+__all__ = ["RunOrigin", "open_or_create", "recorded_settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOrigin:
+    """What the weights contain as the run begins, and where its steps go.
+
+    Attributes:
+        n_steps: How many recorded steps come before those of the run.
+        ranges: Half-open ranges of the recorded steps that are in the weights.
+        edits: Entries of the ledger that the weights rest on.
+    """
+
+    n_steps: int
+    ranges: tuple[tuple[int, int], ...]
+    edits: tuple[str, ...]
+
+
+def open_or_create(
+    url: str | os.PathLike[str],
+    module: nn.Module,
+    settings: RecordingSettings,
+    data: DataFingerprint,
+    *,
+    world_size: int,
+    resume: Mapping[str, Any] | None,
+) -> RunOrigin:
+    """Where a run stands in the store at `url`; an empty one that an earlier run left is replaced.
+
+    Args:
+        url: Where the store is.
+        module: The module that is about to be trained.
+        settings: How to record.
+        data: What the loaders deliver.
+        world_size: Number of ranks.
+        resume: `RecordingSession.state()` of the checkpoint that is being resumed.
+
+    Raises:
+        StoreMismatchError: the store is of another model, other data, other settings or another run.
+    """
+    if not DeltaStore.exists(url):
+        if resume is not None:
+            got = f"the checkpoint of store {resume['store_id']}, and no store at {os.fspath(url)!r}"
+            remedy = "Point the recorder to that store, or train from the start."
+            raise StoreMismatchError(expected("ckpt_path", "a checkpoint of this recording", got, remedy))
+        # `create` copies what it is given.
+        initial, frozen = _initial_weights(module)
+        DeltaStore.create(
+            url,
+            signature=model_signature(module),
+            settings=settings,
+            data=data,
+            initial=initial,
+            frozen=frozen,
+            world_size=world_size,
+        )
+        return RunOrigin(0, (), ())
+    store = DeltaStore.open(url)
+    if resume is None and _is_left_over(store, module):
+        store.discard_empty()
+        return open_or_create(url, module, settings, data, world_size=world_size, resume=None)
+    store.check_model(module)
+    check_recording(store, settings, data, world_size)
+    origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
+    store.lineage.truncated(origin.n_steps)  # refuses what rests on dropped steps, before anything is written
+    return origin
+
+
+def _initial_weights(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and float buffers whose values are stored, and parameters of which a digest is enough.
+
+    Where few parameters are trained (adapters on a large model), the others would be most of the store, and are there
+    anyhow as the base model.
+    """
+    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
+    few = trainable_share(module) < FEW_TRAINABLE
+    frozen: dict[str, Tensor] = {
+        name: parameter for name, parameter in module.named_parameters() if few and not parameter.requires_grad
+    }
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
+
+
+def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> RecordingSettings | None:
+    """Settings of the store that a run with these weights would continue, `None` where it begins one.
+
+    Raises:
+        StoreCorruptedError: the store is damaged.
+    """
+    if not DeltaStore.exists(url):
+        return None
+    store = DeltaStore.open(url)
+    return None if _is_left_over(store, module) else store.settings
+
+
+def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) -> RunOrigin:
+    if resume["store_id"] != store.store_id:
+        rule = f"a checkpoint of store {store.store_id}"
+        remedy = "Point the recorder to the store that the checkpoint was recorded into."
+        raise StoreMismatchError(expected("ckpt_path", rule, f"one of store {resume['store_id']}", remedy))
+    digest = weights_digest(module)
+    if digest != resume["digest"]:
+        rule = "a checkpoint whose weights are those that were recorded"
+        raise StoreMismatchError(expected("ckpt_path", rule, "changed weights", NEW_STORE))
+    ranges = tuple((int(start), int(stop)) for start, stop in resume["ranges"])
+    return RunOrigin(int(resume["n_steps"]), ranges, tuple(resume["edits"]))
+
+
+def _is_left_over(store: DeltaStore, module: nn.Module) -> bool:
+    """Whether the store is what a run left that failed before its first step, from other initial weights."""
+    # Without locks nobody can tell a failed run from one that is about to publish its first steps.
+    nothing = store.files.is_local and not store.n_steps and not store.lineage.entries
+    return nothing and store.state_of(weights_digest(module)) is None
+
+
+def _continued(store: DeltaStore, module: nn.Module) -> RunOrigin:
+    state = store.state_of(weights_digest(module))
+    if state is None:
+        rule = "weights that the store knows"
+        remedy = (
+            "Load its initial weights or those of a checkpoint written while recording, resume with "
+            "`fit(ckpt_path=...)`, or record into a new directory."
+        )
+        raise StoreMismatchError(expected("model", rule, "others", remedy))
+    # Steps that no known weights contain were left by a run that ended before its first checkpoint.
+    known = max((stop for known in store.lineage.states for _, stop in known.ranges), default=0)
+    return RunOrigin(known, state.ranges, state.edits)
