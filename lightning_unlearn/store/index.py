@@ -85,7 +85,7 @@ class StepIndex:
         counts = np.zeros(self.n_steps, np.int64)
         for segment in self._segments:
             with self._named(segment):
-                _, steps = segment.occurrences(sample_ids)
+                _, steps = segment.lookup.occurrences(sample_ids)
             here = counts[segment.ref.start : segment.ref.stop]
             here += np.bincount(steps, minlength=segment.n_steps)[: len(here)]
         steps = np.flatnonzero(counts)
@@ -108,7 +108,7 @@ class StepIndex:
         ids: set[SampleId] = set()
         for segment in self._segments:
             with self._named(segment):
-                ids.update(segment.decode(self._codes_in(segment, wanted)))
+                ids.update(segment.lookup.decode(self._codes_in(segment, wanted)))
         return ids
 
     def count_distinct(self) -> int:
@@ -117,8 +117,8 @@ class StepIndex:
         for segment in self._segments:
             with self._named(segment):
                 codes = self._codes_in(segment, everything)
-                if segment.has_keys:
-                    others.update(segment.decode(codes))
+                if segment.lookup.has_keys:
+                    others.update(segment.lookup.decode(codes))
                 else:
                     numbers = np.concatenate((numbers, np.setdiff1d(codes, numbers, assume_unique=True)))
         numbers.sort()
@@ -130,10 +130,10 @@ class StepIndex:
         seen: set[SampleId] = set()
         for segment in self._segments:
             with self._named(segment):
-                codes, steps = segment.occurrences(wanted)
+                codes, steps = segment.lookup.occurrences(wanted)
                 steps = steps + segment.ref.start
                 visible = (steps < self.n_steps) & in_ranges(steps, within)
-                seen.update(segment.decode(np.unique(codes[visible])))
+                seen.update(segment.lookup.decode(np.unique(codes[visible])))
         return [sample_id for sample_id in wanted if sample_id not in seen]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of
 from lightning_unlearn.store.segment import SegmentRef, read_header
-from lightning_unlearn.store.segment_reader import Read, Segment
+from lightning_unlearn.store.segment_reader import Segment
+from lightning_unlearn.store.segment_tensors import Read
 from lightning_unlearn.store.version1 import VERSION_1, segment_of_version1
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.file_views import DAMAGE, FileView, Raw, too_short

@@ -117,7 +117,7 @@ def first_touched(segment: Segment, sample_ids: Collection[SampleId], steps: Col
         ValueError, EOFError, FileNotFoundError: the id index is damaged or missing.
     """
     start, stop = segment.ref.start, segment.ref.stop
-    found = {start + int(index) for index in segment.occurrences(sample_ids)[1]}
+    found = {start + int(index) for index in segment.lookup.occurrences(sample_ids)[1]}
     found.update(step for step in steps if start <= step < stop and segment.status[step - start] == StepStatus.STORED)
     return min(found, default=None)
 

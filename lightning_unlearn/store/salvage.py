@@ -61,7 +61,7 @@ def _ids_by_index(segment: Segment) -> Callable[[int], tuple[SampleId, ...]]:
 
     @lru_cache(maxsize=1)
     def occurrences() -> tuple[np.ndarray, np.ndarray]:
-        pieces = list(segment.index().scan())
+        pieces = list(segment.lookup.index().scan())
         ids = np.concatenate([ids for ids, _ in pieces]) if pieces else np.empty(0, np.int64)
         steps = np.concatenate([steps for _, steps in pieces]) if pieces else np.empty(0, np.int32)
         order = np.argsort(steps, kind="stable")
@@ -70,7 +70,7 @@ def _ids_by_index(segment: Segment) -> Callable[[int], tuple[SampleId, ...]]:
     def look_up(index: int) -> tuple[SampleId, ...]:
         ids, steps = occurrences()
         start, stop = np.searchsorted(steps, [index, index + 1])
-        return tuple(segment.decode(ids[start:stop]))
+        return tuple(segment.lookup.decode(ids[start:stop]))
 
     return look_up
 
@@ -107,7 +107,7 @@ def salvage_steps(segment: Segment, intact_head: bool) -> Iterator[tuple[Encoded
 def _same_ids(segment: Segment, index: int, ids: tuple[SampleId, ...]) -> bool:
     try:
         codes = np.sort(segment.codes(index)).astype(np.int64)
-        return segment.decode(codes) == list(ids)
+        return segment.lookup.decode(codes) == list(ids)
     except DAMAGE:
         return False
 

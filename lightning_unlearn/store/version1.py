@@ -24,7 +24,8 @@ from lightning_unlearn.store.records import (
     record_numbers,
 )
 from lightning_unlearn.store.segment import NUMPY, SegmentRef, content_of, read_header, write_content
-from lightning_unlearn.store.segment_reader import Read, Segment
+from lightning_unlearn.store.segment_reader import Segment
+from lightning_unlearn.store.segment_tensors import Read
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.file_views import Raw
 

@@ -62,14 +62,14 @@ def test_occurrences_and_distinct(ids, at_once):
     segment = opened(build(ids), at_once=at_once)
     flat = [one for step in ids for one in step]
     for wanted in (flat[:1], flat, [99, "zz", 2**90], []):
-        codes, steps = segment.occurrences(wanted)
-        found = list(zip(segment.decode(codes), steps.tolist(), strict=True))
+        codes, steps = segment.lookup.occurrences(wanted)
+        found = list(zip(segment.lookup.decode(codes), steps.tolist(), strict=True))
         want = [(one, i) for i, step in enumerate(ids) for one in step if one in wanted]
         assert sorted(found, key=str) == sorted(want, key=str)
-    assert set(segment.decode(segment.distinct())) == set(flat)
+    assert set(segment.lookup.decode(segment.distinct())) == set(flat)
     for mask in ([True, False, False, True], [False] * 4, [True] * 4):
         want = {one for take, step in zip(mask, ids, strict=True) if take for one in step}
-        assert set(segment.decode(segment.distinct(np.array(mask)))) == want
+        assert set(segment.lookup.decode(segment.distinct(np.array(mask)))) == want
 
 
 def test_small_integers_take_four_bytes():
@@ -122,11 +122,11 @@ def test_opening_reads_the_head_and_a_look_up_reads_a_few_blocks():
     assert read.spans == []
     asked = segment.codes(7).tolist()[0]
     read.spans.clear()
-    assert 7 in segment.occurrences([asked])[1]
+    assert 7 in segment.lookup.occurrences([asked])[1]
     assert read.bytes <= 2 * 8 * 1024
     remote = Segment(ref, read.data[: ref.head_bytes], read, at_once=True)
     read.spans.clear()
-    assert 7 in remote.occurrences([asked])[1]
+    assert 7 in remote.lookup.occurrences([asked])[1]
     assert len(read.spans) == 1
     read.spans.clear()
     assert asked in segment.step(7).sample_ids
