@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lightning_unlearn.cli import main
+from lightning_unlearn.store.documents import FORMAT_VERSION
 from tests.helpers.recorded import record
 
 
@@ -21,6 +22,15 @@ def test_store_info(recorded, capsys):
     out = capsys.readouterr().out
     assert "24 on 1 rank" in out
     assert "by position" in out
+    assert f"{FORMAT_VERSION}" in next(line for line in out.splitlines() if "format version" in line)
+
+
+def test_a_place_that_cannot_be_reached(capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["store", "info", "nosuch://bucket/run"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'nosuch://bucket/run' (Protocol not known: nosuch)" in said
+    assert "Traceback" not in said
 
 
 def test_store_info_as_json(recorded, capsys):

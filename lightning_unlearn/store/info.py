@@ -22,6 +22,8 @@ class StoreInfo:
     Attributes:
         url: Where it is.
         store_id: Its id.
+        format_versions: Versions of the disk format of its files, ascending; more than one after a release that writes
+            another has gone on with it.
         steps: Recorded steps.
         stored: Steps whose delta is there.
         bytes: Size of all its files.
@@ -42,6 +44,7 @@ class StoreInfo:
 
     url: str
     store_id: str
+    format_versions: tuple[int, ...]
     steps: int
     stored: int
     bytes: int
@@ -66,6 +69,7 @@ class StoreInfo:
         deltas = f"{self.stored:,}" + (f" ({self.bytes_per_kept:.2f} bytes per kept weight)" if self.kept else "")
         return [
             ("store", f"{self.url} ({self.store_id})"),
+            ("format version", " and ".join(map(str, self.format_versions))),
             ("steps", f"{self.steps:,} on {self.world_size} rank{'s' * (self.world_size != 1)}"),
             ("deltas", deltas),
             ("size", f"{self.bytes / 1e6:,.2f} MB"),

@@ -137,6 +137,7 @@ class StoreView:
         return StoreInfo(
             url=self.url,
             store_id=self.store_id,
+            format_versions=tuple(sorted({self.version, *(segment.version for segment in segments)})),
             steps=self.n_steps,
             stored=int((index.status == StepStatus.STORED).sum()),
             bytes=total_bytes(self._files, self.world_size),

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.file_views import FileView, MappedFile, RangedFile, Raw
 
 __all__ = ["TEMPORARY_PREFIX", "Chunks", "Files"]
@@ -67,10 +69,17 @@ class Files:
 
     Args:
         url: A local path or an fsspec URL such as `"s3://bucket/run"` or `"memory://run"`.
+
+    Raises:
+        MissingRequirementError: nothing that is installed can reach such a URL.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self._fs, self._root = url_to_fs(os.fspath(url))
+        try:
+            self._fs, self._root = url_to_fs(os.fspath(url))
+        except (ValueError, ImportError) as error:
+            rule, remedy = "a local path or a URL that fsspec can reach", "Install the package of that file system."
+            raise MissingRequirementError(expected("url", rule, f"{os.fspath(url)!r} ({error})", remedy)) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.url: str = self._root if self.is_local else str(self._fs.unstrip_protocol(self._root))
 

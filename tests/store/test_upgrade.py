@@ -129,6 +129,7 @@ def test_an_old_store_is_not_written_to(tmp_path):
 def test_an_upgrade_changes_no_content(tmp_path, name):
     store, want = copied(tmp_path, name)
     count = len(segment_versions(store))
+    assert store.info().format_versions == (1,)
     assert store.upgrade() == count
     for opened in (store, DeltaStore.open(store.url)):
         assert opened.version == FORMAT_VERSION
@@ -146,7 +147,7 @@ def test_old_segments_are_merged_and_cut(tmp_path):
     store, want = copied(tmp_path, "zstd")
     assert store.compact() == 2
     store.refresh()
-    assert sorted(segment_versions(store)) == [1, FORMAT_VERSION]
+    assert store.info().format_versions == tuple(sorted(segment_versions(store))) == (1, FORMAT_VERSION)
     assert holds_everything(store, want)
     store.upgrade()
     assert holds_everything(store, want)
