@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -34,6 +34,7 @@ class _Settings:
     parts: tuple[Part, ...]
     seed: int | None
     plain: bool = False
+    schedule: tuple[tuple[Part, ...], ...] | None = None
     done: set[str] = field(default_factory=set)
 
 
@@ -121,9 +122,19 @@ class UnlearningDataModule(LightningDataModule):
         return self._settings.parts
 
     @owned
-    def with_parts(self, parts: tuple[Part, ...]) -> UnlearningDataModule:
-        """The same data and split with other parts in a training batch; both objects may be used."""
-        return _rebuild(self._facade_of, self._users, replace(self._settings, parts=_checked_parts(parts)))
+    def with_parts(
+        self, parts: tuple[Part, ...], schedule: Sequence[tuple[Part, ...]] | None = None
+    ) -> UnlearningDataModule:
+        """The same data and split with other parts in a training batch; both objects may be used.
+
+        Args:
+            parts: Parts of a training batch.
+            schedule: Parts of each epoch, where they differ; the last ones stay. The Trainer has to reload its loaders
+                every epoch (`reload_dataloaders_every_n_epochs=1`).
+        """
+        by_epoch = None if not schedule else tuple(_checked_parts(one) for one in schedule)
+        settings = replace(self._settings, parts=_checked_parts(parts), schedule=by_epoch)
+        return _rebuild(self._facade_of, self._users, settings)
 
     @owned
     def retain_only(self) -> UnlearningDataModule:
@@ -229,8 +240,9 @@ class UnlearningDataModule(LightningDataModule):
     def _part_loaders(self) -> dict[Part, DataLoader[Any]]:
         """The training form of the declared parts, sharded where a process group is running."""
         loader = self.__users_train_loader()
+        parts = self.__parts_now()
         positions = {"forget": self.__split(loader)[0]}
-        if "retain" in self.parts:
+        if "retain" in parts:
             positions["retain"] = self.__retained(loader)
         seed = self._settings.seed
         return {
@@ -238,11 +250,22 @@ class UnlearningDataModule(LightningDataModule):
                 loader,
                 positions[part],
                 part=part,
-                seed=None if seed is None else seed + _PARTS.index(part),
+                seed=None if seed is None else seed + _PARTS.index(part) + len(_PARTS) * self.__epoch(),
                 replicas=self.__replicas(),
             )
-            for part in self.parts
+            for part in parts
         }
+
+    def __epoch(self) -> int:
+        """The epoch whose loaders are asked for; 0 where one set of loaders serves them all."""
+        trainer = self._users.trainer
+        return 0 if trainer is None or self._settings.schedule is None else int(trainer.current_epoch)
+
+    def __parts_now(self) -> tuple[Part, ...]:
+        schedule = self._settings.schedule
+        if schedule is None:
+            return self.parts
+        return schedule[min(self.__epoch(), len(schedule) - 1)]
 
     @owned
     def _plain_retain_loader(self) -> DataLoader[Any]:

@@ -23,7 +23,7 @@ def _partwise(name: str) -> Callable[..., Any]:
     def hook(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         users = getattr(super(self._facade_of, self), name)
         state = self._unlearning_pass
-        if state.active and isinstance(batch, dict) and batch and set(batch) == set(state.method.parts):
+        if state.active and isinstance(batch, dict) and batch and set(batch) <= set(state.method.parts):
             return {part: users(piece, *args, **kwargs) for part, piece in batch.items()}
         return users(batch, *args, **kwargs)
 

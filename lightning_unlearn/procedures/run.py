@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -28,13 +29,14 @@ from lightning_unlearn.exceptions import (
 )
 from lightning_unlearn.methods.base import (
     EditContext,
-    LossMethod,
     Procedure,
     ProcedureContext,
     Requirement,
     UnlearningMethod,
     WeightEdit,
 )
+from lightning_unlearn.methods.loss_method import LossMethod
+from lightning_unlearn.modules.gradients import differentiable
 from lightning_unlearn.modules.probe import reestimate
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.procedures.guards import (
@@ -49,6 +51,7 @@ from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
+from lightning_unlearn.procedures.stopping import PassStops
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -123,6 +126,7 @@ def run_pass(
     broken = nonfinite_parameters(work.module)
     if broken:
         work.notes.append(f"Weights are not finite in {', '.join(broken[:5])}.")
+    if broken or work.broken:
         verdict = "collapsed"
     rolled_back = verdict == "collapsed" and not settings.force
     if verdict != "fine":
@@ -172,6 +176,7 @@ class _Pass:
         self.stages: list[StageResult] = []
         self.notes: list[str] = []
         self.entry_id: str | None = None
+        self.broken = False
         self.steps_before = None if store is None else store.n_steps
         self.before = self._probe()
         self.after = self.before
@@ -213,7 +218,11 @@ class _Pass:
 
     def _edit(self, method: WeightEdit, plan: DeletionPlan | None) -> int:
         context = EditContext(self.module, plan, self.store, self.data, self.settings.seed)
-        change = method.compute_edit(context)
+        if method.requires & {Requirement.FORGET_DATA, Requirement.RETAIN_DATA}:
+            with differentiable(self.module, self.settings.adapter) as (loss, outputs):
+                change = method.compute_edit(replace(context, loss=loss, outputs=outputs))
+        else:
+            change = method.compute_edit(context)
         check_finite(change, method.name)
         digest = weights_digest(self.module)
         apply_change(self.module, change)
@@ -240,30 +249,38 @@ class _Pass:
         return 0
 
     def _train(self, method: LossMethod) -> int:
-        wrapped = UnlearningModule(self.module, method)
+        digest = weights_digest(self.module)
+        wrapped = UnlearningModule(self.module, method, adapter=self.settings.adapter)
         limits: dict[str, Any] = {"max_steps": method.max_steps, "max_epochs": method.max_epochs}
         limits = {key: value for key, value in limits.items() if value is not None}
+        if method.schedule is not None:
+            limits["reload_dataloaders_every_n_epochs"] = 1
+        stops = PassStops(method, self.data)
+        self.notes += stops.notes
         trainer = self.trainers.make(**limits, limit_val_batches=0, num_sanity_val_steps=0)
         check_unmonitored(vars(trainer)["callbacks"])  # a factory's Trainer is seen here for the first time
         if trainer.world_size > 1 and self.entry_id is not None:
             # Every process runs the whole pass, and would write a ledger entry of its own.
             rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"
             raise UnsupportedStrategyError(expected("trainer", rule, got, "Repair with devices=1."))
-        add_callbacks(trainer, self._repair_recorder(trainer.world_size))
+        add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(trainer.world_size)])
         try:
             with warnings.catch_warnings():
                 # Validation is switched off on purpose; that there is no loader for it is no news.
                 warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
                 with preserved_modes(self.module):
                     _as_in_training(self.module)
-                    trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
+                    trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts, method.schedule))
             steps = int(trainer.global_step)
         finally:
             wrapped.unwrap()
-        if steps == 0:
+        self.notes += stops.reasons()
+        self.broken |= stops.broken
+        if steps == 0 and not stops.ended_early:
             raise LightningUnlearnError(
                 expected("trainer", f"running at least one step of {method.name}", "zero steps", "Check its limits.")
             )
+        warn_if_unchanged(digest, weights_digest(self.module), method.name)
         return steps
 
     def _procedure(self, method: Procedure) -> int:
