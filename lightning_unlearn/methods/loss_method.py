@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from lightning import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.methods.base import Cost, UnlearningMethod
 from lightning_unlearn.methods.partial_updates import PartialUpdates
@@ -21,7 +23,9 @@ from lightning_unlearn.utilities.checks import check_choice, check_positive_int,
 __all__ = [
     "ForgetStatistics",
     "LossMethod",
+    "LossOf",
     "OptimizerFactory",
+    "OutputsOf",
     "PushingMethod",
     "StopRule",
     "UnlearningHost",
@@ -30,7 +34,15 @@ __all__ = [
     "weighted_sum",
 ]
 
+V = TypeVar("V")
+
 OptimizerFactory: TypeAlias = Callable[[Iterable[Parameter]], Optimizer]
+
+LossOf: TypeAlias = Callable[[Any], Tensor | None]
+"""Batch -> the user's training loss, `None` where the user's step skips it."""
+
+OutputsOf: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
+"""Batch -> logits and targets."""
 
 ForgetStatistics: TypeAlias = Literal["auto", "running", "batch", "update"]
 """What normalisation layers do with forget batches: normalise with `"running"` statistics, with those of the `"batch"`
@@ -53,6 +65,11 @@ class UnlearningHost(Protocol):
         """Number of the epoch, from 0."""
         ...
 
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps made so far."""
+        ...
+
     def user_step(self, part: Part, batch: Any, batch_idx: int) -> Any:
         """Run the user's own `training_step` on one part of the batch; its logging goes to that part's names."""
         ...
@@ -63,6 +80,22 @@ class UnlearningHost(Protocol):
 
     def frozen_twin(self) -> LightningModule:
         """A copy of the user's module as it is now: in eval mode, without gradients."""
+        ...
+
+    def differentiable(self) -> AbstractContextManager[tuple[LossOf, OutputsOf]]:
+        """Functions of a batch of a part, differentiable, in eval mode: the user's loss, and logits and targets.
+
+        For a look at the data in `prepare`. Differentiate with `torch.autograd.grad`: a backward pass would set off
+        the hooks of data-parallel training. Every process sees all the data, so agree on decisions all the same.
+        """
+        ...
+
+    def part_loader(self, part: Part) -> DataLoader[Any]:
+        """A part of the pass's data in evaluation form: in order, every sample once."""
+        ...
+
+    def agreed(self, value: V) -> V:
+        """What the first process has as `value` (tensors on the CPU), on every process."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
-from lightning_unlearn.methods.loss_method import as_loss
+from lightning_unlearn.methods.loss_method import LossOf, OutputsOf, as_loss
 from lightning_unlearn.modules.silent import silent_step, transferred
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter, OutputsFunction, as_batch_adapter
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.modes import evaluating, preserved_buffers
 
 __all__ = ["differentiable"]
-
-LossOf: TypeAlias = Callable[[Any], Tensor | None]
-OutputsOf: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.modules.hooks import run_step
 from lightning_unlearn.modules.metrics_swap import MetricCopies
-from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from lightning_unlearn.modules.pass_state import PassState
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers
 from lightning_unlearn.utilities.trainers import idle_trainer
@@ -105,8 +105,9 @@ def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[
     Yields:
         Function from a batch and its index to what `training_step` returns.
     """
-    if isinstance(model, UnlearningModule):
-        model = model._unlearning_pass.user
+    wrapped = getattr(model, "_unlearning_pass", None)  # asked this way because the wrapper itself needs this file
+    if isinstance(wrapped, PassState):
+        model = wrapped.user
     view = _view(model)
     step = view.training_step
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
-from lightning_unlearn.methods.loss_method import LossMethod
+from lightning_unlearn.methods.loss_method import LossMethod, LossOf, OutputsOf
+from lightning_unlearn.modules.gradients import differentiable
 from lightning_unlearn.modules.hooks import ADAPTED_HOOKS, adapted_hooks, run_step
 from lightning_unlearn.modules.pass_state import PassState
 from lightning_unlearn.modules.refusals import check_method, check_module, check_reloading, drop_redundant_entries
@@ -30,6 +33,7 @@ from lightning_unlearn.utilities.optimizers import configured_optimizers, scaled
 __all__ = ["CHECKPOINT_KEY", "UnlearningModule"]
 
 M = TypeVar("M", bound=LightningModule)
+V = TypeVar("V")
 
 CHECKPOINT_KEY = "unlearning"
 """Key of a forgetting pass in a checkpoint; loading the checkpoint into the user's class ignores it."""
@@ -155,6 +159,27 @@ class UnlearningModule(LightningModule, Generic[M]):
         twin = copy.deepcopy(self._unlearning_pass.user)
         twin.requires_grad_(False)
         return twin.eval()
+
+    def differentiable(self) -> AbstractContextManager[tuple[LossOf, OutputsOf]]:
+        """Functions of a batch, in eval mode: the user's loss, and logits and targets; see `modules.gradients`."""
+        state = self._unlearning_pass
+        return differentiable(state.user, state.adapter)
+
+    def part_loader(self, part: Part) -> DataLoader[Any]:
+        """A part of the pass's data in evaluation form: in order, every sample once, on every process all of them.
+
+        Raises:
+            MissingRequirementError: the Trainer was not given an `UnlearningDataModule`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, UnlearningDataModule):
+            rule = f"an `UnlearningDataModule` for {self._unlearning_pass.method.name}, which looks at the data first"
+            raise MissingRequirementError(expected("datamodule", rule, type(data), "Pass it to `fit`."))
+        return data.forget_loader() if part == "forget" else data.retain_loader()
+
+    def agreed(self, value: V) -> V:
+        """What the first process has as `value`, on every process."""
+        return self.trainer.strategy.broadcast(value)
 
     @contextmanager
     def _in_part(self, part: Part, batch: Any) -> Iterator[None]:
