@@ -1,5 +1,6 @@
 """What a method may look at before its first step: both parts of the data, and the user's loss on them."""
 
+import copy
 from typing import ClassVar
 
 import pytest
@@ -68,7 +69,7 @@ def parts(method):
 @pytest.mark.parametrize("part", ["forget", "retain"])
 def test_the_loss_of_every_sample_of_a_part_in_eval_mode(part):
     method, model = Looks(part), Answering()
-    look(model, method, datamodule=parts(method))
+    look(copy.deepcopy(model), method, datamodule=parts(method))
     x, y = loader().dataset.tensors
     chosen = [index for index in range(40) if (index in FORGET) == (part == "forget")]
     assert torch.cat([targets for targets, *_ in method.seen]).tolist() == y[chosen].tolist()
