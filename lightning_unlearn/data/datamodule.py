@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
-from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
+from lightning_unlearn.data.splits import Positions, check_splittable, sample_ids_of, split_positions, subset_loader
 from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited, owned
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
@@ -155,6 +155,16 @@ class UnlearningDataModule(LightningDataModule):
     def retain_positions(self) -> Positions:
         """Ascending positions of all other training samples; may be empty."""
         return self.__split(self.__users_train_loader())[1]
+
+    @property
+    def sample_ids(self) -> list[SampleId]:
+        """The id of every position of the training loader's dataset: underlying positions, or `sample_keys`."""
+        return sample_ids_of(self.__users_train_loader().dataset, self._settings.sample_keys)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Batch size of the training loader; `None` where a batch sampler decides."""
+        return self.__users_train_loader().batch_size
 
     @property
     def root_length(self) -> int | None:

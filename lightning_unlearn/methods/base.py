@@ -82,8 +82,9 @@ class ProcedureContext:
     Attributes:
         module: A private copy of the trained module; the procedure may overwrite it.
         data: The split data.
-        make_trainer: Builds a fresh Trainer; keyword arguments override the user's, and `leave_out=positions` keeps
-            samples out of the batches of the training loader.
+        make_trainer: Builds a fresh Trainer; keyword arguments override the user's. `leave_out=positions` keeps samples
+            out of the batches of the training loader; `batches=` gives it those of a recorded run, and
+            `random_states=` the random state before each of them (see `RecordedOrder`).
         store: The recorded deltas, `None` where there are none.
         seed: Seed of the run, `None` to draw from the current state.
     """

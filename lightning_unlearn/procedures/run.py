@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.leave_out import LeaveOut
+from lightning_unlearn.callbacks.recorded_order import RecordedOrder
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
@@ -48,7 +49,7 @@ from lightning_unlearn.procedures.guards import (
     warn_if_unchanged,
 )
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
-from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
+from lightning_unlearn.procedures.planning import available_requirements, make_plan, subtracts, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
 from lightning_unlearn.procedures.stopping import PassStops
@@ -66,6 +67,7 @@ from lightning_unlearn.utilities.parameters import (
     parameter_norm,
     weights_digest,
 )
+from lightning_unlearn.utilities.rng import RngState
 
 __all__ = ["run_pass"]
 
@@ -104,7 +106,7 @@ def run_pass(
             expected("store", 'recorded with buffers="record" for batch_norm="subtract"', store and store.settings)
         )
     plan = make_plan(request, model, method, store, ledger)
-    if plan is not None and isinstance(method, WeightEdit):
+    if plan is not None and subtracts(method):
         plan.check(settings.force)
         warn_of_plan(plan, repaired=then is not None)
     work = _Pass(private_copy(model), data, store, ledger, trainers, settings)
@@ -231,7 +233,7 @@ class _Pass:
         unchanged = warn_if_unchanged(digest, weights_digest(self.module), method.name)
         if self.settings.record and self.ledger is not None and plan is not None and not unchanged:
             # An edit that subtracts no deltas has nothing that an undo could add back.
-            amounts = plan.amounts if Requirement.DELTAS in method.requires else {}
+            amounts = plan.amounts if subtracts(method) else {}
             entry = self.ledger.record(plan, self.module, method=method.name, keep=method.keep, amounts=amounts)
             self.entry_id = entry.entry_id
         return 0
@@ -287,9 +289,19 @@ class _Pass:
         before = weights_digest(self.module)
         trainers: list[Trainer] = []
 
-        def make(*, leave_out: Collection[int] | None = None, **overrides: Any) -> Trainer:
-            thinning = [] if leave_out is None else [LeaveOut(leave_out)]
-            trainers.append(self.trainers.make(callbacks=thinning, **overrides))
+        def make(
+            *,
+            leave_out: Collection[int] | None = None,
+            batches: Sequence[Sequence[int]] | None = None,
+            random_states: Callable[[int], RngState | None] | None = None,
+            **overrides: Any,
+        ) -> Trainer:
+            arranging: list[Callback] = []
+            if batches is not None:
+                arranging.append(RecordedOrder(batches, () if leave_out is None else leave_out, random_states))
+            elif leave_out is not None:
+                arranging.append(LeaveOut(leave_out))
+            trainers.append(self.trainers.make(callbacks=arranging, **overrides))
             return trainers[-1]
 
         _as_in_training(self.module)
