@@ -268,8 +268,9 @@ class _Pass:
         add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(trainer.world_size)])
         try:
             with warnings.catch_warnings():
-                # Validation is switched off on purpose; that there is no loader for it is no news.
+                # Validation is switched off on purpose; that its loader or its step is missing is no news.
                 warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
+                warnings.filterwarnings("ignore", message=r"You passed in a `val_dataloader` but have no")
                 with preserved_modes(self.module):
                     _as_in_training(self.module)
                     trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts, method.schedule))
