@@ -29,7 +29,7 @@ def drawn_loader(
         UnsupportedStrategyError: `single`, and the loader does not batch: its items may be whole batches.
 
     >>> [batch.tolist() for batch in drawn_loader(DataLoader(range(9), batch_size=4), 3, seed=1, single=True)]
-    [[5], [7], [8]]
+    [[0], [4], [6]]
     """
     n = len(check_splittable(loader).dataset)  # type: ignore[arg-type]
     positions = list(range(n))
