@@ -33,7 +33,8 @@ class RecordedOrder(Callback):
     Raises:
         UnsupportedStrategyError: (in `setup`) several processes; or, when data is loaded, a training loader that is no
             map-style `DataLoader` with batches.
-        StoreMismatchError: (when data is loaded) the Trainer's epochs are not as many as the recorded run had.
+        StoreMismatchError: the Trainer's epochs are not as many as the recorded run had: when data is loaded, or at the
+            end where loaders change from epoch to epoch.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class RecordedOrder(Callback):
         self._left_out = frozenset(int(position) for position in left_out)
         self._random_states = random_states
         self._release: list[Callable[[], None]] = []
-        self._next = 0
+        self._next = self._given = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the step into the Trainer."""
         if stage != "fit":
             return
+        self._given = 0
         if trainer.world_size > 1:
             rule, remedy = "1 to replay recorded batches", "Replay on one device."
             raise UnsupportedStrategyError(expected("devices", rule, trainer.world_size, remedy))
@@ -99,19 +101,29 @@ class RecordedOrder(Callback):
     def _is_empty(self, batch: Sequence[int]) -> bool:
         return self._left_out.issuperset(batch)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that all of the recorded run was replayed, where its epochs could not be counted before.
+
+        Raises:
+            StoreMismatchError: the Trainer ended before it.
+        """
+        if self._given < len(self._batches):
+            got = f"one that ended after {self._given}"
+            rule = f"one that trains on all {len(self._batches)} recorded batches"
+            raise StoreMismatchError(expected("trainer", rule, got, "Give it the epochs of the recorded run."))
+
     def _replayed(self, trainer: Trainer, loader: Any) -> Any:
         check_tappable(loader)
         own = loader._index_sampler
-        per_epoch = len(own)
-        epochs = -(-len(self._batches) // per_epoch)
-        if trainer.max_steps == -1 and trainer.max_epochs != epochs:
-            rule = f"of {epochs} epochs, as the recorded run ({len(self._batches)} batches, {per_epoch} in an epoch)"
-            remedy = f"Pass max_epochs={epochs}."
-            raise StoreMismatchError(expected("trainer", rule, f"max_epochs={trainer.max_epochs}", remedy))
-
-        def arrange(drawn: list[Any]) -> Sequence[Sequence[int]]:
-            start = trainer.current_epoch * per_epoch
-            return self._batches[start : start + per_epoch]
-
-        policy = ThinnedBatches(own, trainer, self._left_out, arrange)
+        if trainer.max_steps == -1 and not vars(trainer)["reload_dataloaders_every_n_epochs"]:
+            epochs = trainer.current_epoch + -(-len(self._batches) // len(own))
+            if trainer.max_epochs != epochs:
+                rule = f"of {epochs} epochs, as the recorded run ({len(self._batches)} batches, {len(own)} in an epoch)"
+                remedy = f"Pass max_epochs={epochs}."
+                raise StoreMismatchError(expected("trainer", rule, f"max_epochs={trainer.max_epochs}", remedy))
+        policy = ThinnedBatches(own, trainer, self._left_out, self._arrange)
         return loader_view(loader, {"_index_sampler": property(lambda view: policy)})
+
+    def _arrange(self, drawn: list[Any]) -> Sequence[Sequence[int]]:
+        start, self._given = self._given, self._given + len(drawn)
+        return self._batches[start : start + len(drawn)]

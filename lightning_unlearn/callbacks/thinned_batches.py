@@ -47,10 +47,10 @@ class ThinnedBatches:
         if self._limits is None:  # as the Trainer found them: later epochs would find what is put there below
             self._limits = loop.max_batches, vars(self._trainer)["val_check_batch"]
         most, check = self._limits
-        items = list(self._arrange(list(drawn)))
+        items = list(drawn)
         if most != float("inf"):  # of these the original run saw no more
             items = items[: int(most)]
-        kept = [one for one in map(self.thin, items) if one is not None]
+        kept = [one for one in map(self.thin, self._arrange(items)) if one is not None]
         loop.max_batches = len(kept)
         if check == most:
             vars(self._trainer)["val_check_batch"] = max(1, len(kept))

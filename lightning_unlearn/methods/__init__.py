@@ -10,6 +10,7 @@ from lightning_unlearn.methods.partial_amnesiac import PartialAmnesiac
 from lightning_unlearn.methods.partial_updates import PartialUpdates
 from lightning_unlearn.methods.registry import METHODS, get_method, register
 from lightning_unlearn.methods.retrain import Retrain
+from lightning_unlearn.methods.rewind import Rewind
 
 __all__ = [
     "METHODS",
@@ -24,6 +25,7 @@ __all__ = [
     "PushingMethod",
     "Requirement",
     "Retrain",
+    "Rewind",
     "UnlearningMethod",
     "WeightEdit",
     "get_method",

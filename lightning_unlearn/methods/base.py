@@ -45,6 +45,7 @@ class Requirement(enum.Enum):
     DENSE_DELTAS = "a store recorded with keep=1.0: train with `DeltaRecorder(store, keep=1.0)`, or use PartialAmnesiac"
     RETAIN_DATA = "the data to keep: pass the training data as `data=`"
     FORGET_DATA = "the data to forget: pass the training data as `data=`"
+    CHECKPOINTS = "checkpoints of the original training: pass `checkpoints=` to the method"
     INITIAL_WEIGHTS = "the weights before training: pass `store=`, or a `module_factory` to the method"
 
 

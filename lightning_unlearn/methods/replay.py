@@ -18,7 +18,9 @@ __all__ = ["replayable_batches"]
 _INSTEAD = 'Use `Retrain(order="same")` or `"fresh"`.'
 
 
-def replayable_batches(store: DeltaStore, module: LightningModule, data: UnlearningDataModule) -> list[list[int]]:
+def replayable_batches(
+    store: DeltaStore, module: LightningModule, data: UnlearningDataModule, *, skip: int = 0
+) -> list[list[int]]:
     """Positions of every batch that the module's weights were trained on, in order.
 
     A step that accumulated several batches is cut at the loader's batch size.
@@ -27,6 +29,7 @@ def replayable_batches(store: DeltaStore, module: LightningModule, data: Unlearn
         store: The recording.
         module: A module with weights that the store knows.
         data: The split training data.
+        skip: How many of the first recorded steps to leave out.
 
     Raises:
         StoreMismatchError: the weights are unknown or rest on an edit; ids of steps were damaged or purged; an id names
@@ -36,7 +39,7 @@ def replayable_batches(store: DeltaStore, module: LightningModule, data: Unlearn
     if state is None or state.edits:
         got = "other weights" if state is None else "weights that rest on a subtraction"
         raise StoreMismatchError(expected("model", "the one that was recorded", got, _INSTEAD))
-    steps = [step for start, stop in state.ranges for step in range(start, stop)]
+    steps = [step for start, stop in state.ranges for step in range(start, stop)][skip:]
     records = [store.record(step) for step in steps]
     missing = [record.step for record in records if len(record.sample_ids) != record.batch_size]
     if missing:
