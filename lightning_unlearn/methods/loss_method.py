@@ -117,6 +117,7 @@ class LossMethod(UnlearningMethod):
         parts: Parts of the data in a batch.
         combines_losses: Whether the step needs the user's loss as a value. Modules with manual optimization have
             none, so they can only be run unchanged (`False`).
+        recordable: Whether all it does to weights is done by optimizer steps, so that a `DeltaRecorder` can follow.
         forget_statistics: See `ForgetStatistics`.
         stop: When the pass ends early; see `PushingMethod`.
         updates: Restricts every step to a share of each layer; see `with_updates`.
@@ -125,6 +126,7 @@ class LossMethod(UnlearningMethod):
     cost: ClassVar[Cost] = "some steps"
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
     combines_losses: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
     forget_statistics: ForgetStatistics = "auto"
     stop: StopRule = None
     updates: PartialUpdates | None = None

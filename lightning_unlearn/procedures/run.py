@@ -265,7 +265,7 @@ class _Pass:
             # Every process runs the whole pass, and would write a ledger entry of its own.
             rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"
             raise UnsupportedStrategyError(expected("trainer", rule, got, "Repair with devices=1."))
-        add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(trainer.world_size)])
+        add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(method, trainer.world_size)])
         try:
             with warnings.catch_warnings():
                 # Validation is switched off on purpose; that its loader or its step is missing is no news.
@@ -310,7 +310,7 @@ class _Pass:
         warn_if_unchanged(before, weights_digest(self.module), method.name)
         return sum(int(trainer.global_step) for trainer in trainers)
 
-    def _repair_recorder(self, world_size: int) -> list[Callback]:
+    def _repair_recorder(self, method: LossMethod, world_size: int) -> list[Callback]:
         """Record training steps of a pass as well: the retain samples in them may be asked for next."""
         store = self.store
         if store is None or not self.settings.record:
@@ -323,7 +323,9 @@ class _Pass:
         name = {"key": "sample_keys", "batch": "sample_id"}.get(identity)
         identified = {name: getattr(self.settings, name)} if name else {}
         problem = None
-        if None in identified.values():
+        if not method.recordable:
+            problem = f"{method.name} changes weights outside its optimizer steps as well"
+        elif None in identified.values():
             problem = f"the store identifies samples by {identity}, so pass the recorder's `{name}` to `unlearn`"
         elif world_size not in (1, store.world_size):
             problem = f"the store was recorded by {store.world_size} processes, and this Trainer has {world_size}"

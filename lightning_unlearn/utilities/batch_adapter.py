@@ -117,18 +117,29 @@ class BatchAdapter:
     def wrong_targets(self, targets: Tensor, n_classes: int, *, avoid_true: bool = True) -> Tensor:
         """Random other targets: classes drawn uniformly (without the true one), multi-label targets flipped.
 
+        Negative class numbers, which losses take for "to be ignored", stay.
+
         Args:
             targets: Class numbers of any shape, or multi-label targets.
             n_classes: Number of classes, at least 2.
             avoid_true: Whether the true class is never drawn.
+
+        Raises:
+            MissingRequirementError: floating-point targets outside [0, 1], of which nobody knows what is wrong.
         """
         if targets.is_floating_point():
+            if bool(((targets < 0) | (targets > 1)).any()):
+                rule = "class numbers, or numbers in [0, 1], where wrong ones are to be drawn"
+                remedy = "Pass `adapter`, a `BatchAdapter` whose `wrong_targets` is overridden."
+                raise MissingRequirementError(expected("targets", rule, float(targets.abs().max()), remedy))
             return 1 - targets
         if n_classes < 2:
             raise ValueError(expected("n_classes", "at least 2", n_classes))
-        if not avoid_true:
-            return torch.randint_like(targets, n_classes)
-        return (targets + torch.randint_like(targets, 1, n_classes)) % n_classes
+        if avoid_true:
+            drawn = (targets + torch.randint_like(targets, 1, n_classes)) % n_classes
+        else:
+            drawn = torch.randint_like(targets, n_classes)
+        return torch.where(targets < 0, targets, drawn)
 
     def _check_key(self, batch: Mapping[Any, Any], key: str) -> None:
         if key not in batch:
