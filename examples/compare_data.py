@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,15 @@ class Data(LightningDataModule):
         self.task, self.batch_size = task, batch_size
 
     def train_dataloader(self) -> DataLoader:
+        """Shuffled."""
         return DataLoader(self.task.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
+        """What a stopping rule may look at."""
         return DataLoader(self.task.val, 500)
 
     def test_dataloader(self) -> DataLoader:
+        """What nobody looks at before the end."""
         return DataLoader(self.task.test, 500)
 
 
@@ -84,15 +88,18 @@ class Network(LightningModule):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
         return self.net(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy."""
         x, y = batch
         loss = functional.cross_entropy(self(x), y)
         self.log("train_loss", loss)
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
+        """Momentum, and a cosine over the training."""
         optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams.epochs)]
 

@@ -1,4 +1,4 @@
-"""Every applicable method side by side, with the package's defaults, next to retraining.
+r"""Every applicable method side by side, with the package's defaults, next to retraining.
 
     uv run python examples/compare_methods.py --dataset digits --scenario random
     uv run python examples/compare_methods.py --dataset fashion-mnist --scenario class --data-root DATA
@@ -9,7 +9,7 @@ is noise. `--json` and `--markdown` write the figures.
 
 A LightningModule and a LightningDataModule of your own are compared in the same way; they are imported, not changed:
 
-    uv run python examples/compare_methods.py --module mine.py:MyModule --datamodule mine.py:MyData --forget 3,17,40 \\
+    uv run python examples/compare_methods.py --module mine.py:MyModule --datamodule mine.py:MyData --forget 3,17,40 \
         --max-epochs 10
 """
 
