@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_unlearn.functional.pruning import largest_entries, split_positions
 from lightning_unlearn.utilities.checks import check_fraction
 
-__all__ = ["dampening_factors", "saliency_masks"]
+__all__ = ["alpha_of_share", "dampening_factors", "saliency_masks"]
 
 
 def saliency_masks(scores: Sequence[Tensor], density: float) -> list[Tensor]:
@@ -49,6 +49,23 @@ def saliency_masks(scores: Sequence[Tensor], density: float) -> list[Tensor]:
     return [mask.view(one.shape) for mask, one in zip(masks, scores, strict=True)]
 
 
+def alpha_of_share(forget: Tensor, whole: Tensor, share: float) -> float:
+    r"""The `alpha` of `dampening_factors` by which a share of the weights is selected.
+
+    They are the :math:`\lfloor share \cdot P \rfloor` of the P weights, one at least, with the largest ratio of the
+    importances; fewer where the last ones have the same.
+
+    >>> forget, whole = torch.tensor([4.0, 3.0, 2.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    >>> alpha_of_share(forget, whole, 0.5)
+    2.0
+    """
+    count = max(1, math.floor(Fraction(repr(check_fraction("share", share))) * forget.numel()))
+    if count >= forget.numel():
+        return 0.0
+    ratio = torch.where(whole > 0, forget.double() / torch.where(whole > 0, whole, torch.ones_like(whole)), 0.0)
+    return float(ratio.topk(count + 1).values[-1])
+
+
 def dampening_factors(forget: Tensor, whole: Tensor, *, alpha: float, strength: float) -> Tensor:
     r"""What to multiply weights by that matter far more to the data to forget than to all data.
 
@@ -66,7 +83,7 @@ def dampening_factors(forget: Tensor, whole: Tensor, *, alpha: float, strength: 
     >>> dampening_factors(torch.tensor([8.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 0.0]), alpha=2.0, strength=1.0)
     tensor([0.2500, 1.0000, 1.0000])
     """
-    selected = forget > alpha * whole
+    selected = forget.double() > alpha * whole.double()
     # Where nothing is selected the divisor may be zero; it is replaced before it can make a NaN.
     ratio = strength * whole / torch.where(selected, forget, torch.ones_like(forget))
     return torch.where(selected, ratio.clamp(max=1.0), torch.ones_like(ratio))

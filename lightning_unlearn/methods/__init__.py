@@ -5,7 +5,9 @@ from lightning_unlearn.methods.base import Procedure, Requirement, UnlearningMet
 from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
 from lightning_unlearn.methods.exact_unlearning_k import ExactUnlearningK
 from lightning_unlearn.methods.fine_tune import FineTune
+from lightning_unlearn.methods.fisher_forgetting import FisherForgetting
 from lightning_unlearn.methods.gradient_ascent import GradientAscent
+from lightning_unlearn.methods.influence import InfluenceUnlearning
 from lightning_unlearn.methods.kl_fine_tune import KLFineTune
 from lightning_unlearn.methods.l1_sparse import L1Sparse
 from lightning_unlearn.methods.label_flipping import LabelFlipping
@@ -21,6 +23,8 @@ from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.methods.retention_masking import RetentionMasking
 from lightning_unlearn.methods.retrain import Retrain
 from lightning_unlearn.methods.rewind import Rewind
+from lightning_unlearn.methods.single_gradient import SingleGradient
+from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
 
 __all__ = [
     "METHODS",
@@ -29,8 +33,10 @@ __all__ = [
     "CatastrophicForgettingK",
     "ExactUnlearningK",
     "FineTune",
+    "FisherForgetting",
     "GradientAscent",
     "ICEFineTune",
+    "InfluenceUnlearning",
     "KLFineTune",
     "L1Sparse",
     "LabelFlipping",
@@ -47,6 +53,8 @@ __all__ = [
     "RetentionMasking",
     "Retrain",
     "Rewind",
+    "SelectiveSynapticDampening",
+    "SingleGradient",
     "UnlearningMethod",
     "WeightEdit",
     "get_method",

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lightning_unlearn.functional.saliency import dampening_factors, saliency_masks
+from lightning_unlearn.functional.saliency import alpha_of_share, dampening_factors, saliency_masks
 
 
 def scores(seed=0, shapes=((7, 5), (11,), (), (2, 3, 4))):
@@ -58,3 +58,22 @@ def test_limits_of_dampening():
     assert dampening_factors(forget, whole, alpha=1.0, strength=1.0)[1] == 1.0
     assert dampening_factors(forget, whole, alpha=2.9, strength=10.0)[2] == 1.0
     assert dampening_factors(forget[1:], whole[1:], alpha=1e9, strength=0.0).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.13, 0.9, 1.0])
+def test_a_share_is_the_largest_ratios(share):
+    generator = torch.Generator().manual_seed(2)
+    forget = torch.rand(300, generator=generator) + 1e-3
+    whole = torch.rand(300, generator=generator) + 1e-3
+    alpha = alpha_of_share(forget, whole, share)
+    selected = dampening_factors(forget, whole, alpha=alpha, strength=0.0) == 0.0
+    count = max(1, int(Fraction(str(share)) * 300))
+    ratios = sorted((f / d for f, d in zip(forget.tolist(), whole.tolist(), strict=True)), reverse=True)
+    assert int(selected.sum()) == count
+    assert float((forget / whole)[selected].min()) == pytest.approx(ratios[count - 1], rel=1e-6)
+
+
+def test_entries_that_matter_to_nothing_are_never_selected():
+    forget, whole = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 1.0])
+    alpha = alpha_of_share(forget, whole, 0.5)
+    assert dampening_factors(forget, whole, alpha=alpha, strength=0.0).tolist() == [1.0, 1.0, 0.0]
