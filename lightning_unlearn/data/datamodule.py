@@ -193,6 +193,11 @@ class UnlearningDataModule(LightningDataModule):
         loader = self.__users_train_loader()
         return self.__in_order(loader, self.__retained(loader))
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether the user has a hook for validation data; `val_loader` sees what it gives."""
+        return not inherited(self._users.val_dataloader, "val_dataloader")
+
     @owned
     def val_loader(self) -> DataLoader[Any] | None:
         """The user's validation data in order, every sample once; `None` where there is none."""

@@ -26,6 +26,7 @@ from lightning_unlearn.utilities.checks import expected
 __all__ = [
     "Cost",
     "EditContext",
+    "Forgets",
     "Guarantee",
     "Procedure",
     "ProcedureContext",
@@ -36,6 +37,7 @@ __all__ = [
 
 Guarantee: TypeAlias = Literal["exact", "approximate", "heuristic"]
 Cost: TypeAlias = Literal["weights only", "some steps", "full training"]
+Forgets: TypeAlias = Literal["samples", "classes"]
 
 
 class Requirement(enum.Enum):
@@ -45,6 +47,7 @@ class Requirement(enum.Enum):
     DENSE_DELTAS = "a store recorded with keep=1.0: train with `DeltaRecorder(store, keep=1.0)`, or use PartialAmnesiac"
     RETAIN_DATA = "the data to keep: pass the training data as `data=`"
     FORGET_DATA = "the data to forget: pass the training data as `data=`"
+    VALIDATION_DATA = "validation data: pass `data={'train': ..., 'val': ...}`, or a datamodule with them"
     CHECKPOINTS = "checkpoints of the original training: pass `checkpoints=` to the method"
     INITIAL_WEIGHTS = "the weights before training: pass `store=`, or a `module_factory` to the method"
 
@@ -104,12 +107,14 @@ class UnlearningMethod(ABC):
         requires: What has to be there; missing pieces raise `MissingRequirementError` before anything changes.
         guarantee: `"exact"`, `"approximate"` or `"heuristic"`; the docstring says when.
         cost: Cost class against retraining.
+        forgets: Whether any samples can be forgotten, or whole classes only.
         source: Authors, year, arXiv id.
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset()
     guarantee: ClassVar[Guarantee]
     cost: ClassVar[Cost]
+    forgets: ClassVar[Forgets] = "samples"
     source: ClassVar[str]
 
     @property

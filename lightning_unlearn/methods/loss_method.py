@@ -90,8 +90,12 @@ class UnlearningHost(Protocol):
         """
         ...
 
-    def part_loader(self, part: Part) -> DataLoader[Any]:
-        """A part of the pass's data in evaluation form: in order, every sample once."""
+    def part_loader(self, part: Part | Literal["held_out"]) -> DataLoader[Any]:
+        """A part of the pass's data, or the validation data, in evaluation form: in order, every sample once."""
+        ...
+
+    def part_batches(self, part: Part | Literal["held_out"]) -> Iterator[Any]:
+        """The batches of `part_loader` as a step would get them: after the transfer hooks, on the module's device."""
         ...
 
     def agreed(self, value: V) -> V:
@@ -186,6 +190,16 @@ class LossMethod(UnlearningMethod):
         changed.updates = updates
         return changed
 
+    def end_epoch(self, host: UnlearningHost) -> None:
+        """Run at the end of every epoch, on every process. Default: nothing."""
+
+    def conclude(self, host: UnlearningHost) -> None:
+        """Run once after the last step, not after an exception; who moves weights here is not `recordable`."""
+
+    def remarks(self) -> list[str]:
+        """Sentences about the last pass for its report. Default: none."""
+        return []
+
     def finish(self, host: UnlearningHost) -> None:
         """Run once at the end, also after an exception: let go of what `prepare` has made. Default: nothing."""
 
@@ -206,7 +220,7 @@ class PushingMethod(LossMethod):
         lr_scale: As in `LossMethod`.
         stop: `"held_out"`, or `None` for the paper's fixed number of steps. Without validation data the fixed number is
             run as well, with a warning.
-        check_every: Steps between two looks at the losses.
+        check_every: Steps between two looks at the losses; `None` looks at the end of each epoch with retain data.
         forget_statistics: See `ForgetStatistics`.
     """
 
@@ -218,12 +232,12 @@ class PushingMethod(LossMethod):
         optimizer: OptimizerFactory | None = None,
         lr_scale: float = 1.0,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int | None = 5,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
         self.stop = check_choice("stop", stop, ("held_out", None))
-        self.check_every = check_positive_int("check_every", check_every)
+        self.check_every = None if check_every is None else check_positive_int("check_every", check_every)
         self.forget_statistics = check_choice(
             "forget_statistics", forget_statistics, ("auto", "running", "batch", "update")
         )

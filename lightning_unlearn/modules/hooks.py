@@ -47,12 +47,6 @@ def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> N
         users(outputs, batch["retain"], batch_idx)
 
 
-def on_train_epoch_end(self: Any) -> None:
-    """The user's hook runs only when the user's step has: it computes from what the step has gathered."""
-    if not self._unlearning_pass.active or self._unlearning_pass.ran_this_epoch:
-        super(self._facade_of, self).on_train_epoch_end()
-
-
 def optimizer_step(self: Any, *args: Any, **kwargs: Any) -> None:
     """Lightning's own step for a method's own optimizer: the user's was written for another (warm-up and the like)."""
     state = self._unlearning_pass
@@ -69,7 +63,6 @@ ADAPTED_HOOKS: Mapping[str, Callable[..., Any]] = {
     },
     "on_train_batch_start": on_train_batch_start,
     "on_train_batch_end": on_train_batch_end,
-    "on_train_epoch_end": on_train_epoch_end,
     "optimizer_step": optimizer_step,
 }
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS
-from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
-from lightning_unlearn.methods.loss_method import LossMethod, LossOf, OutputsOf
-from lightning_unlearn.modules.gradients import differentiable
+from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.modules.hooks import ADAPTED_HOOKS, adapted_hooks, run_step
+from lightning_unlearn.modules.host import HostServices
 from lightning_unlearn.modules.pass_state import PassState
 from lightning_unlearn.modules.refusals import check_method, check_module, check_reloading, drop_redundant_entries
 from lightning_unlearn.types import Part
@@ -33,7 +30,6 @@ from lightning_unlearn.utilities.optimizers import configured_optimizers, scaled
 __all__ = ["CHECKPOINT_KEY", "UnlearningModule"]
 
 M = TypeVar("M", bound=LightningModule)
-V = TypeVar("V")
 
 CHECKPOINT_KEY = "unlearning"
 """Key of a forgetting pass in a checkpoint; loading the checkpoint into the user's class ignores it."""
@@ -49,12 +45,14 @@ _REPLACED = (
     "on_fit_start",
     "on_load_checkpoint",
     "on_save_checkpoint",
+    "on_train_end",
+    "on_train_epoch_end",
     "on_train_epoch_start",
     "training_step",
 )
 
 
-class UnlearningModule(LightningModule, Generic[M]):
+class UnlearningModule(HostServices, Generic[M]):
     """The user's module with a method's step in place of its `training_step`.
 
     The object is a *facade* (`utilities/facade.py`): its class is `(UnlearningModule, class of the user's module)` and
@@ -144,42 +142,10 @@ class UnlearningModule(LightningModule, Generic[M]):
             state.retain_output = output
         return output
 
-    @property
-    def batch_adapter(self) -> BatchAdapter:
-        """How inputs, targets and logits come out of a batch."""
-        return self._unlearning_pass.adapter
-
     def outputs_of(self, part: Part, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits and targets of one part through the adapter; running statistics as in `user_step`."""
         with self._in_part(part, batch):
             return self.batch_adapter(self, batch)
-
-    def frozen_twin(self) -> LightningModule:
-        """A copy of the user's module as it is now: in eval mode, without gradients, on the same device."""
-        twin = copy.deepcopy(self._unlearning_pass.user)
-        twin.requires_grad_(False)
-        return twin.eval()
-
-    def differentiable(self) -> AbstractContextManager[tuple[LossOf, OutputsOf]]:
-        """Functions of a batch, in eval mode: the user's loss, and logits and targets; see `modules.gradients`."""
-        state = self._unlearning_pass
-        return differentiable(state.user, state.adapter)
-
-    def part_loader(self, part: Part) -> DataLoader[Any]:
-        """A part of the pass's data in evaluation form: in order, every sample once, on every process all of them.
-
-        Raises:
-            MissingRequirementError: the Trainer was not given an `UnlearningDataModule`.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, UnlearningDataModule):
-            rule = f"an `UnlearningDataModule` for {self._unlearning_pass.method.name}, which looks at the data first"
-            raise MissingRequirementError(expected("datamodule", rule, type(data), "Pass it to `fit`."))
-        return data.forget_loader() if part == "forget" else data.retain_loader()
-
-    def agreed(self, value: V) -> V:
-        """What the first process has as `value`, on every process."""
-        return self.trainer.strategy.broadcast(value)
 
     @contextmanager
     def _in_part(self, part: Part, batch: Any) -> Iterator[None]:
@@ -296,6 +262,21 @@ class UnlearningModule(LightningModule, Generic[M]):
             self._unlearning_pass.ran_this_epoch = False
         super().on_train_epoch_start()
 
+    def on_train_epoch_end(self) -> None:
+        """The user's hook where the user's step has run, for it computes from what that gathered; then the method's."""
+        state = self._unlearning_pass
+        if not state.active or state.ran_this_epoch:
+            super().on_train_epoch_end()
+        if state.active:
+            state.method.end_epoch(self)
+
+    def on_train_end(self) -> None:
+        """The user's hook, then the method's."""
+        super().on_train_end()
+        state = self._unlearning_pass
+        if state.active:
+            state.method.conclude(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The user's hook, then a mark of the pass in plain values."""
         super().on_save_checkpoint(checkpoint)
@@ -323,7 +304,8 @@ class UnlearningModule(LightningModule, Generic[M]):
 
 def _added() -> list[str]:
     """Names that a wrapper has beyond those of every LightningModule."""
-    return [name for name in vars(UnlearningModule) if not name.startswith("__") and not hasattr(LightningModule, name)]
+    names = [*vars(UnlearningModule), *vars(HostServices)]
+    return [name for name in names if not name.startswith("__") and not hasattr(LightningModule, name)]
 
 
 def _on(wrapper: type[Any], model: LightningModule) -> Any:

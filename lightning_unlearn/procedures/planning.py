@@ -23,6 +23,8 @@ def available_requirements(data: UnlearningDataModule | None, store: DeltaStore 
     present = set()
     if data is not None:
         present |= {Requirement.RETAIN_DATA, Requirement.FORGET_DATA}
+        if data.has_validation:
+            present.add(Requirement.VALIDATION_DATA)
     if store is not None:
         present |= {Requirement.DELTAS, Requirement.INITIAL_WEIGHTS}
         if store.settings.is_dense:

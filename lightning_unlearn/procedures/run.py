@@ -277,7 +277,7 @@ class _Pass:
             steps = int(trainer.global_step)
         finally:
             wrapped.unwrap()
-        self.notes += stops.reasons()
+        self.notes += [*stops.reasons(), *method.remarks()]
         self.broken |= stops.broken
         if steps == 0 and not stops.ended_early:
             raise LightningUnlearnError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -23,13 +24,15 @@ _SAMPLES = 500
 class HeldOutStop(Callback):
     """Ends a pass once the loss on the forget data is no longer below that on held-out data.
 
-    Both are the mean of the user's own training loss in eval mode, looked at before the first step and after every
-    `every` steps. A module without such a loss (manual optimization, a step that skips every batch) is never stopped.
+    Both are the mean of the user's own training loss in eval mode, looked at before the first step and then after every
+    `every` steps, or at the end of some epochs. A module without such a loss (manual optimization, a step that skips
+    every batch) is never stopped.
 
     Args:
         forget: The data to forget, in evaluation form.
         held_out: Data the model was not trained on, in evaluation form.
-        every: Steps between two looks.
+        every: Steps between two looks; `None` looks at the end of epochs.
+        epochs: The epochs to look at the end of; `None` for all.
         max_samples: At most so many samples of each.
 
     Attributes:
@@ -38,11 +41,18 @@ class HeldOutStop(Callback):
     """
 
     def __init__(
-        self, forget: DataLoader[Any], held_out: DataLoader[Any], *, every: int = 5, max_samples: int = _SAMPLES
+        self,
+        forget: DataLoader[Any],
+        held_out: DataLoader[Any],
+        *,
+        every: int | None = 5,
+        epochs: Collection[int] | None = None,
+        max_samples: int = _SAMPLES,
     ) -> None:
         self._forget = forget
         self._held_out = held_out
         self._every = every
+        self._epochs = epochs
         self._max_samples = max_samples
         self._looked_at = -1
         self.losses: tuple[float, float] | None = None
@@ -57,7 +67,12 @@ class HeldOutStop(Callback):
     ) -> None:
         """Look after every few steps."""
         # Under accumulation several batches end at the same step.
-        if trainer.global_step % self._every == 0 and trainer.global_step != self._looked_at:
+        if self._every and trainer.global_step % self._every == 0 and trainer.global_step != self._looked_at:
+            self._look(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look after an epoch, where steps are not counted."""
+        if self._every is None and (self._epochs is None or trainer.current_epoch in self._epochs):
             self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
@@ -121,7 +136,8 @@ class PassStops:
                 )
             else:
                 every = method.check_every if isinstance(method, PushingMethod) else 1
-                self._held_out = HeldOutStop(data.forget_loader(), held_out, every=every)
+                epochs = [epoch for epoch, parts in enumerate(method.schedule or ()) if "retain" in parts] or None
+                self._held_out = HeldOutStop(data.forget_loader(), held_out, every=every, epochs=epochs)
         self.callbacks: list[Callback] = [self._finite, *([self._held_out] if self._held_out is not None else [])]
 
     @property
