@@ -23,6 +23,7 @@ from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.methods.retention_masking import RetentionMasking
 from lightning_unlearn.methods.retrain import Retrain
 from lightning_unlearn.methods.rewind import Rewind
+from lightning_unlearn.methods.salun import SalUn
 from lightning_unlearn.methods.single_gradient import SingleGradient
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
 
@@ -53,6 +54,7 @@ __all__ = [
     "RetentionMasking",
     "Retrain",
     "Rewind",
+    "SalUn",
     "SelectiveSynapticDampening",
     "SingleGradient",
     "UnlearningMethod",

@@ -17,7 +17,7 @@ from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["as_change", "batch_gradients", "gradient_sum", "size_of", "split_data", "trainable"]
+__all__ = ["as_change", "batch_gradients", "gradient_sum", "size_of", "split_data", "trainable", "trainable_of"]
 
 
 def trainable(module: nn.Module) -> dict[str, Parameter]:
@@ -26,7 +26,12 @@ def trainable(module: nn.Module) -> dict[str, Parameter]:
     >>> list(trainable(nn.Linear(2, 1).requires_grad_(False)))
     []
     """
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return trainable_of(module.named_parameters())
+
+
+def trainable_of(parameters: Iterable[tuple[str, Parameter]]) -> dict[str, Parameter]:
+    """Those of some named parameters that require a gradient."""
+    return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
 def split_data(method: UnlearningMethod, context: EditContext) -> UnlearningDataModule:
