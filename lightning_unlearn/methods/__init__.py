@@ -1,7 +1,10 @@
 """Unlearning methods, one a file. Adding one touches its file and the export here."""
 
 from lightning_unlearn.methods.amnesiac import Amnesiac
+from lightning_unlearn.methods.bad_teacher import BadTeacher
 from lightning_unlearn.methods.base import Procedure, Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
+from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
 from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
 from lightning_unlearn.methods.exact_unlearning_k import ExactUnlearningK
 from lightning_unlearn.methods.fine_tune import FineTune
@@ -24,12 +27,18 @@ from lightning_unlearn.methods.retention_masking import RetentionMasking
 from lightning_unlearn.methods.retrain import Retrain
 from lightning_unlearn.methods.rewind import Rewind
 from lightning_unlearn.methods.salun import SalUn
+from lightning_unlearn.methods.scrub import Scrub
+from lightning_unlearn.methods.scrub_r import ScrubR
 from lightning_unlearn.methods.single_gradient import SingleGradient
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
+from lightning_unlearn.methods.unsir import Unsir
 
 __all__ = [
     "METHODS",
     "Amnesiac",
+    "BadTeacher",
+    "BoundaryExpanding",
+    "BoundaryShrink",
     "CEFineTune",
     "CatastrophicForgettingK",
     "ExactUnlearningK",
@@ -55,9 +64,12 @@ __all__ = [
     "Retrain",
     "Rewind",
     "SalUn",
+    "Scrub",
+    "ScrubR",
     "SelectiveSynapticDampening",
     "SingleGradient",
     "UnlearningMethod",
+    "Unsir",
     "WeightEdit",
     "get_method",
     "register",

@@ -40,7 +40,8 @@ class BoundaryExpanding(PushingMethod):
     Cost: one forward and backward pass of the forget data a step.
 
     Fails: as label flipping: it over-forgets data that were never memorised (see `PushingMethod`), and nothing holds on
-    to the data to keep. Without the row the second-likeliest class is the answer, which may be the label still.
+    to the data to keep. Without the row the second-likeliest class is the answer, which may be the label still: of 20
+    mislabelled digits the defaults forgot none, of a class about half.
 
     Differs from code in use: the row is never part of the module, whose shapes, names and checkpoints stay as they are:
     its outputs are appended to those of the classifier during the step. A checkpoint taken in the middle of the pass
@@ -56,7 +57,8 @@ class BoundaryExpanding(PushingMethod):
         max_epochs: Passes over the forget data instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers. The row joins its first
             group of parameters, or that of the classifier.
-        lr_scale: Factor on the user's learning rates; a tenth (ours), as for the other methods without retain data.
+        lr_scale: Factor on the user's learning rates; 0.002 (ours: with 0.01 and 20 samples digits lost 60 points of
+            test accuracy; rates of 1e-6 to 1e-4 are common).
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
@@ -83,7 +85,7 @@ class BoundaryExpanding(PushingMethod):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
+        lr_scale: float = 0.002,
         stop: StopRule = "held_out",
         check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",

@@ -28,21 +28,23 @@ class CEFineTune(Relabelling):
     r"""CE-FT: the loss on relabelled forget data is the objective, that on the data to keep the penalty.
 
     Rule: minimise :math:`L(\theta; x_f, y') + \alpha L(\theta; B_r)` with random wrong labels :math:`y'` (eq. 7 of the
-    paper's first version), L the user's own training loss. It is `LabelFlipping` with :math:`\alpha` as its
-    `retain_weight`, under the name and with the range that the paper gives it.
+    paper's first version), L the user's own training loss. It is `LabelFlipping` at equal weights for
+    :math:`\alpha = 1`, up to the scale of the loss.
 
     Guarantee: heuristic, as `LabelFlipping`.
 
     Cost: two forward and backward passes a step.
 
-    Fails: as `LabelFlipping`; with a small `alpha` accuracy on the data to keep falls, which is the paper's reason for
-    `ICEFineTune` and `KLFineTune`.
+    Fails: as `LabelFlipping`, and more so, because the forget term weighs at least as much as the other. With the
+    defaults it took 4 to 11 points of test accuracy for 20 clean images of digits, `ICEFineTune` and `KLFineTune` (the
+    paper's remedies) a third of that.
 
     Differs from the paper: there is no official code to compare with. The structure is confirmed by its public reviews,
     the symbols are not; batches are paired, so an epoch is a pass over the longer part.
 
     Args:
-        alpha: Weight of the retain term, in (0, 1]. A half (ours: how the paper tunes it is not described).
+        alpha: Weight of the retain term, in (0, 1]. 1 (ours: how the paper tunes it is not described), since less was
+            measured to cost more.
         labels: `"wrong"` never draws the true class, as the paper has it; `"any"` may.
         draw: `"batch"` or `"sample"`, see `Relabelling`; the paper's choice was not at hand.
         seed: Seed of `draw="sample"`.
@@ -50,7 +52,8 @@ class CEFineTune(Relabelling):
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
         max_epochs: Passes over the longer part instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
-        lr_scale: Factor on the user's learning rates; a third, as for the repair it contains.
+        lr_scale: Factor on the user's learning rates; 0.03, because the first steps against wrong labels are large and
+            nothing here outweighs them.
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
@@ -58,7 +61,7 @@ class CEFineTune(Relabelling):
     Source: Ding et al. 2024, arXiv 2410.03833, version 1; stopping rule ours.
 
     >>> CEFineTune().alpha
-    0.5
+    1.0
     """
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
@@ -66,7 +69,7 @@ class CEFineTune(Relabelling):
     def __init__(
         self,
         *,
-        alpha: float = 0.5,
+        alpha: float = 1.0,
         labels: Labels = "wrong",
         draw: Draw = "batch",
         seed: int = 0,
@@ -74,9 +77,9 @@ class CEFineTune(Relabelling):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.03,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(
@@ -117,7 +120,8 @@ class ICEFineTune(Relabelling):
     Differs from the paper: its formula is never written there ("inverse of CE-FT"), so this is a reading (inferred).
 
     Args:
-        alpha: Weight of the forget term, in (0, 1]. A half (ours: how the paper tunes it is not described).
+        alpha: Weight of the forget term, in (0, 1]. 0.05 (ours: how the paper tunes it is not described): on digits it
+            took 1 to 4 points of test accuracy for 20 clean images, and with `stop=None` forgot a class in 50 steps.
         labels: `"wrong"` never draws the true class, as the paper has it; `"any"` may.
         draw: `"batch"` or `"sample"`, see `Relabelling`; the paper's choice was not at hand.
         seed: Seed of `draw="sample"`.
@@ -125,7 +129,7 @@ class ICEFineTune(Relabelling):
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
         max_epochs: Passes over the longer part instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
-        lr_scale: Factor on the user's learning rates; a third, as for the repair it contains.
+        lr_scale: Factor on the user's learning rates; a tenth, because the first steps against wrong labels are large.
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
@@ -133,7 +137,7 @@ class ICEFineTune(Relabelling):
     Source: Ding et al. 2024, arXiv 2410.03833, version 1; formula inferred, stopping rule ours.
 
     >>> ICEFineTune().alpha
-    0.5
+    0.05
     """
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
@@ -141,7 +145,7 @@ class ICEFineTune(Relabelling):
     def __init__(
         self,
         *,
-        alpha: float = 0.5,
+        alpha: float = 0.05,
         labels: Labels = "wrong",
         draw: Draw = "batch",
         seed: int = 0,
@@ -149,9 +153,9 @@ class ICEFineTune(Relabelling):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(

@@ -18,7 +18,7 @@ from lightning_unlearn.methods.loss_method import (
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
 from lightning_unlearn.types import Part
-from lightning_unlearn.utilities.checks import check_positive
+from lightning_unlearn.utilities.checks import check_fraction
 
 __all__ = ["LabelFlipping"]
 
@@ -27,8 +27,8 @@ __all__ = ["LabelFlipping"]
 class LabelFlipping(Relabelling):
     r"""Run the user's own `training_step` on the data to forget with random labels, and on the data to keep.
 
-    Rule: minimise :math:`L(\theta; x_f, y') + w L(\theta; B_r)` over pairs of batches, :math:`y'` drawn at random; the
-    shorter part is cycled.
+    Rule: minimise :math:`a L(\theta; B_r) + (1 - a) L(\theta; x_f, y')` over pairs of batches, :math:`y'` drawn at
+    random; the shorter part is cycled.
 
     Guarantee: heuristic. The model is taught a wrong answer, which is not what a model says that never saw the data.
 
@@ -43,7 +43,9 @@ class LabelFlipping(Relabelling):
     relabel a whole class once (`draw="sample"`) and train on the modified data.
 
     Args:
-        retain_weight: The weight w of the retain term. 1, because the papers train on both as on one data set.
+        retain_weight: The weight a of the retain term, from 0 to 1. 0.95: for 20 clean images of digits equal weights
+            took 17 to 47 points of test accuracy, this 1 to 4. The papers train on both parts as on one data set, where
+            the retain part weighs as much more as it is larger. 1 is fine-tuning.
         labels: `"wrong"` (Graves et al., SSD authors' code) never draws the true class, `"any"` (SalUn's code) may.
         draw: `"batch"` draws anew for every batch, as SalUn's code does for every epoch; `"sample"` once for a sample,
             as Graves et al., see `Relabelling`.
@@ -52,7 +54,7 @@ class LabelFlipping(Relabelling):
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours: the papers have 3 to 10 epochs).
         max_epochs: Passes over the longer part instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
-        lr_scale: Factor on the user's learning rates; a third, as for the repair it contains.
+        lr_scale: Factor on the user's learning rates; a tenth, because the first steps against wrong labels are large.
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
@@ -68,7 +70,7 @@ class LabelFlipping(Relabelling):
     def __init__(
         self,
         *,
-        retain_weight: float = 1.0,
+        retain_weight: float = 0.95,
         labels: Labels = "wrong",
         draw: Draw = "batch",
         seed: int = 0,
@@ -76,9 +78,9 @@ class LabelFlipping(Relabelling):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(
@@ -94,10 +96,12 @@ class LabelFlipping(Relabelling):
             check_every=check_every,
             forget_statistics=forget_statistics,
         )
-        self.retain_weight = check_positive("retain_weight", retain_weight)
+        self.retain_weight = check_fraction("retain_weight", retain_weight)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
-        """The user's loss on the relabelled forget part, and the weighted one on the retain part."""
+        """The weighted mean of the user's losses on the retain part and on the relabelled forget part."""
         retain = user_loss(host, "retain", batch, batch_idx)
+        if self.retain_weight == 1.0:
+            return retain
         forget = self.relabelled_loss(host, batch, batch_idx)
-        return weighted_sum((self.retain_weight, retain), (1.0, forget))
+        return weighted_sum((self.retain_weight, retain), (1.0 - self.retain_weight, forget))

@@ -190,6 +190,10 @@ class LossMethod(UnlearningMethod):
         changed.updates = updates
         return changed
 
+    def ends_epoch(self, host: UnlearningHost, batch_idx: int) -> bool:
+        """Whether the epoch is over before this batch, although there are more; asked on every process."""
+        return False
+
     def end_epoch(self, host: UnlearningHost) -> None:
         """Run at the end of every epoch, on every process. Default: nothing."""
 

@@ -62,7 +62,7 @@ class PartialLabelFlipping(LabelFlipping):
         fraction: float = 0.1,
         mask: MaskPolicy = "magnitude",
         mask_seed: int = 0,
-        retain_weight: float = 1.0,
+        retain_weight: float = 0.95,
         labels: Labels = "wrong",
         draw: Draw = "batch",
         seed: int = 0,
@@ -70,9 +70,9 @@ class PartialLabelFlipping(LabelFlipping):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(

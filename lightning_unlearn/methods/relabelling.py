@@ -63,9 +63,9 @@ class Relabelling(PushingMethod):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         if max_steps is None and max_epochs is None:

@@ -48,7 +48,8 @@ class RetentionMasking(FineTune):
     whether later updates respect the mask are parameters. Every process sees all the data for the mask.
 
     Args:
-        keep: Share of the entries that keep their values. 0.9 (ours).
+        keep: Share of the entries that keep their values. 0.7 (ours), as measured on digits: wrong labels are forgotten
+            entirely for at most 0.5 points of test accuracy, 0.9 leaves a tenth of them, 0.5 costs up to 3 points.
         mask_of: `"retain"` keeps what matters most to the data to keep. `"forget"` is the paper's baseline: it sets to
             zero what matters most to the data to forget, which the data to keep may need as well.
         importance: `"absolute"` sums gradient magnitudes of the batches, `"squared"` their squares; a sum of signed
@@ -79,7 +80,7 @@ class RetentionMasking(FineTune):
     def __init__(
         self,
         *,
-        keep: float = 0.9,
+        keep: float = 0.7,
         mask_of: Part = "retain",
         importance: Importance = "absolute",
         scope: MaskScope = "layer",

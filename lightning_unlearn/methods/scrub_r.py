@@ -24,7 +24,8 @@ class ScrubR(Scrub):
 
     Rule: keep the weights after every pass over the retain data, with their error on the forget data. The reference is
     the error of the *final* model on validation data of the classes in the forget data, as a model that never saw the
-    forget data would err on them. The weights whose forget error is nearest to it are the result; of equals the first.
+    forget data would err on them. The weights whose forget error is nearest to it are the result; of equals the last,
+    which is repaired best.
 
     Guarantee: heuristic. A higher error than that of unseen data is a mark of what was forgotten; this undoes it.
 
@@ -45,6 +46,7 @@ class ScrubR(Scrub):
         alpha: As in `Scrub`.
         gamma: As in `Scrub`.
         temperature: As in `Scrub`.
+        max_divergence: As in `Scrub`.
         optimizer: As in `Scrub`.
         lr_scale: As in `Scrub`.
         forget_statistics: As in `Scrub`.
@@ -70,8 +72,9 @@ class ScrubR(Scrub):
         alpha: float = 0.001,
         gamma: float = 0.99,
         temperature: float = 4.0,
+        max_divergence: float | None = 1.0,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
+        lr_scale: float = 0.2,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(
@@ -80,6 +83,7 @@ class ScrubR(Scrub):
             alpha=alpha,
             gamma=gamma,
             temperature=temperature,
+            max_divergence=max_divergence,
             optimizer=optimizer,
             lr_scale=lr_scale,
             stop=None,
@@ -111,7 +115,7 @@ class ScrubR(Scrub):
             return  # the pass was ended before the first of them
         # Every process has looked at the same data, with running statistics of its own.
         reference, errors = host.agreed((self._error(host, "held_out"), [error for error, _ in self._kept]))
-        chosen = min(range(len(errors)), key=lambda epoch: abs(errors[epoch] - reference))
+        chosen = min(reversed(range(len(errors))), key=lambda epoch: abs(errors[epoch] - reference))
         with torch.no_grad():
             for name, tensor in _tensors(host).items():
                 tensor.copy_(self._kept[chosen][1][name])

@@ -30,14 +30,6 @@ def _partwise(name: str) -> Callable[..., Any]:
     return hook
 
 
-def on_train_batch_start(self: Any, batch: Any, batch_idx: int) -> Any:
-    """The user's hook sees the retain batch; without one there is nothing it was written for."""
-    users = super(self._facade_of, self).on_train_batch_start
-    if not self._unlearning_pass.active:
-        return users(batch, batch_idx)
-    return users(batch["retain"], batch_idx) if "retain" in batch else None
-
-
 def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
     """The user's hook sees the retain batch, after the user's own step has run on it."""
     users = super(self._facade_of, self).on_train_batch_end
@@ -61,7 +53,6 @@ ADAPTED_HOOKS: Mapping[str, Callable[..., Any]] = {
         name: _partwise(name)
         for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     },
-    "on_train_batch_start": on_train_batch_start,
     "on_train_batch_end": on_train_batch_end,
     "optimizer_step": optimizer_step,
 }

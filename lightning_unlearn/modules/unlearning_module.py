@@ -45,6 +45,7 @@ _REPLACED = (
     "on_fit_start",
     "on_load_checkpoint",
     "on_save_checkpoint",
+    "on_train_batch_start",
     "on_train_end",
     "on_train_epoch_end",
     "on_train_epoch_start",
@@ -261,6 +262,15 @@ class UnlearningModule(HostServices, Generic[M]):
             self._unlearning_pass.forget_metrics.reset()
             self._unlearning_pass.ran_this_epoch = False
         super().on_train_epoch_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """The user's hook for a retain batch, without which there is nothing it was written for; -1 ends the epoch."""
+        state = self._unlearning_pass
+        if not state.active:
+            return super().on_train_batch_start(batch, batch_idx)
+        if state.method.ends_epoch(self, batch_idx):
+            return -1
+        return super().on_train_batch_start(batch["retain"], batch_idx) if "retain" in batch else None
 
     def on_train_epoch_end(self) -> None:
         """The user's hook where the user's step has run, for it computes from what that gathered; then the method's."""

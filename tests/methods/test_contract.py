@@ -46,8 +46,12 @@ def trainer_for(method):
 def forget(trained, name, **overrides):
     method = METHODS[name]()
     settings = {"data": loaders(), "store": trained.url, "trainer": trainer_for(method), "seed": 1, "force": True}
+    if Requirement.VALIDATION_DATA in method.requires:
+        settings["data"]["val"] = settings["data"]["test"]
     settings["probe_samples"] = 0  # a probe would warn: what is judged here is the contract, not the accuracy
-    return unlearn(trained.model, [3], method=method, **{**settings, **overrides})
+    targets = settings["data"]["train"].dataset.tensors[1]
+    ids = [3] if method.forgets == "samples" else torch.nonzero(targets == targets[3]).flatten().tolist()
+    return unlearn(trained.model, ids, method=method, **{**settings, **overrides})
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -110,6 +114,7 @@ def test_declarations(name):
     assert get_method(name.lower()) is cls
     assert cls.guarantee in ("exact", "approximate", "heuristic")
     assert cls.cost in ("weights only", "some steps", "full training")
+    assert cls.forgets in ("samples", "classes")
     assert cls.source
     assert inspect.getdoc(cls)
     for parameter in inspect.signature(cls).parameters.values():

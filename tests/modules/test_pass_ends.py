@@ -82,6 +82,22 @@ def test_every_end_is_told_once_and_the_last_weights_are_the_methods():
     assert model.net[0].bias.eq(7.0).all()
 
 
+def test_an_epoch_ends_where_the_method_says_so_and_the_users_hook_is_still_asked():
+    class Watching(User):
+        def on_train_batch_start(self, batch, batch_idx):
+            watched.append(len(batch[0]))
+
+    class Short(Ending):
+        def ends_epoch(self, host, batch_idx):
+            return host.current_epoch < 2 and batch_idx == 1
+
+    watched, method = [], Short()
+    _, fitted = run(method, Watching())
+    assert [one for one in method.seen if one[0] == "epoch"] == [("epoch", 0, 1), ("epoch", 1, 2), ("epoch", 2, 6)]
+    assert fitted.current_epoch == 3
+    assert watched == [8, 8, 8, 8, 2]  # the retain batch of every step that has one
+
+
 def test_a_pass_that_breaks_has_no_end():
     method = Ending(fail_at=3)
     with pytest.raises(RuntimeError, match="broken"):
