@@ -190,7 +190,7 @@ class LossMethod(UnlearningMethod):
         changed.updates = updates
         return changed
 
-    def ends_epoch(self, host: UnlearningHost, batch_idx: int) -> bool:
+    def epoch_is_over(self, host: UnlearningHost, batch_idx: int) -> bool:
         """Whether the epoch is over before this batch, although there are more; asked on every process."""
         return False
 

@@ -136,7 +136,7 @@ class Scrub(PushingMethod):
             divergence = self._divergence(host, "retain", batch["retain"])
         return weighted_sum((self.gamma, loss), (self.alpha, divergence))
 
-    def ends_epoch(self, host: UnlearningHost, batch_idx: int) -> bool:
+    def epoch_is_over(self, host: UnlearningHost, batch_idx: int) -> bool:
         """Whether a pass over the forget data has been long enough."""
         if self.max_divergence is None or "retain" in self.schedule[min(host.current_epoch, len(self.schedule) - 1)]:
             return False

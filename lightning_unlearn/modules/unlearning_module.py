@@ -268,7 +268,7 @@ class UnlearningModule(HostServices, Generic[M]):
         state = self._unlearning_pass
         if not state.active:
             return super().on_train_batch_start(batch, batch_idx)
-        if state.method.ends_epoch(self, batch_idx):
+        if state.method.epoch_is_over(self, batch_idx):
             return -1
         return super().on_train_batch_start(batch["retain"], batch_idx) if "retain" in batch else None
 

@@ -88,7 +88,7 @@ def test_an_epoch_ends_where_the_method_says_so_and_the_users_hook_is_still_aske
             watched.append(len(batch[0]))
 
     class Short(Ending):
-        def ends_epoch(self, host, batch_idx):
+        def epoch_is_over(self, host, batch_idx):
             return host.current_epoch < 2 and batch_idx == 1
 
     watched, method = [], Short()
