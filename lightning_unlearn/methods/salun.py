@@ -1,9 +1,9 @@
-"""SalUn: label flipping that changes only the weights that the data to forget bear on most."""
+"""SalUn: training on wrong labels that changes only the weights that the data to forget bear on most."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,18 +14,25 @@ from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.curvature import unflatten
 from lightning_unlearn.functional.saliency import saliency_masks
 from lightning_unlearn.methods.batch_gradients import batch_gradients, trainable_of
-from lightning_unlearn.methods.label_flipping import LabelFlipping
-from lightning_unlearn.methods.loss_method import ForgetStatistics, OptimizerFactory, StopRule, UnlearningHost
+from lightning_unlearn.methods.loss_method import (
+    ForgetStatistics,
+    OptimizerFactory,
+    StopRule,
+    UnlearningHost,
+    user_loss,
+    weighted_sum,
+)
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels
-from lightning_unlearn.utilities.checks import check_fraction, expected
+from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.types import Part
+from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
 
 __all__ = ["SalUn"]
 
 
 @register
-class SalUn(LabelFlipping):
-    r"""Flip labels as `LabelFlipping`, with all but the salient weights frozen.
+class SalUn(Relabelling):
+    r"""Train on random labels of the data to forget, with all but the salient weights frozen.
 
     Rule: :math:`\theta_u = \theta + m \odot \Delta\theta` with :math:`m = 1(|g| \ge \gamma)`, :math:`g` the *sum* over
     the forget batches of the gradients of their mean loss at the trained weights (signed: first the sum, then the
@@ -37,7 +44,7 @@ class SalUn(LabelFlipping):
 
     Cost: one backward pass over the forget data for the mask, then two forward and backward passes a step.
 
-    Fails: as `LabelFlipping`; the mask keeps the harm to other data small and does not make the labels right. Running
+    Fails: as `CEFineTune`; the mask keeps the harm to other data small and does not make the labels right. Running
     statistics of normalisation layers are no weights and follow the retain data.
 
     Differs from the official code: there each epoch passes over the forget data first and then over the retain data
@@ -47,11 +54,11 @@ class SalUn(LabelFlipping):
 
     Args:
         density: Share of all weights that may change, in (0, 1]. 0.5, the median, as in the paper; it searches 0.1 to
-            0.9. 1 is `LabelFlipping` with the same settings, bit for bit.
+            0.9. 1 is `CEFineTune` with the same settings, bit for bit.
         retain_weight: The weight :math:`\alpha` of the retain term; 1, because the code trains on both alike.
         labels: `"any"` draws from all classes, so that the true one may come back, as the official code does; `"wrong"`
             never draws it.
-        draw: See `LabelFlipping`; anew for every batch as the code does for every epoch.
+        draw: See `CEFineTune`; anew for every batch as the code does for every epoch.
         seed: Seed of `draw="sample"`.
         n_classes: Number of classes; counted in the model's logits unless it is given.
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours: the paper has 10 epochs).
@@ -89,7 +96,6 @@ class SalUn(LabelFlipping):
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(
-            retain_weight=retain_weight,
             labels=labels,
             draw=draw,
             seed=seed,
@@ -102,8 +108,15 @@ class SalUn(LabelFlipping):
             check_every=check_every,
             forget_statistics=forget_statistics,
         )
+        self.retain_weight = check_positive("retain_weight", retain_weight, zero=True)
         self.density = check_fraction("density", density)
         self._masks: dict[Parameter, Tensor] = {}
+
+    def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
+        """The user's loss on the relabelled forget part, and that on the retain part with its weight."""
+        retain = user_loss(host, "retain", batch, batch_idx)
+        forget = self.relabelled_loss(host, batch, batch_idx)
+        return weighted_sum((self.retain_weight, retain), (1.0, forget))
 
     def prepare(self, host: UnlearningHost) -> None:
         """Compute the mask from the forget data; where `density` is 1 there is none.

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.api import unlearn
-from lightning_unlearn.methods import LabelFlipping, PartialUpdates, PushingMethod, SalUn
+from lightning_unlearn.methods import CEFineTune, PartialUpdates, PushingMethod, SalUn
 from tests.methods.passes import (
     FORGET,
     Answering,
@@ -61,8 +61,8 @@ def salient(model, density):
     return mask_of({name: sum(one[name] for one in slopes(model)) for name in slopes(model)[0]}, density)
 
 
-def test_all_weights_salient_is_label_flipping_bit_for_bit():
-    flipped, _ = run(LabelFlipping(max_steps=6, labels="any"))
+def test_all_weights_salient_is_ce_fine_tuning_bit_for_bit():
+    flipped, _ = run(CEFineTune(max_steps=6, labels="any", alpha=1.0, lr_scale=1 / 3))
     assert same(weights(flipped), weights(run(SalUn(max_steps=6, density=1.0, lr_scale=1 / 3))[0]))
     assert not same(weights(flipped), weights(run(SalUn(max_steps=6, density=0.5, lr_scale=1 / 3))[0]))
     assert isinstance(SalUn(), PushingMethod)
@@ -126,7 +126,7 @@ def test_partial_updates_are_those_of_salient_entries():
     method = SalUn(max_steps=1, density=0.5).with_updates(PartialUpdates(0.3, "fixed", seed=1))
     _, seen = run(method, model)
     moved = {name: one != seen.weights[0][name] for name, one in seen.weights[1].items()}
-    _, alone = run(LabelFlipping(max_steps=1, labels="any").with_updates(PartialUpdates(0.3, "fixed", seed=1)), model)
+    _, alone = run(CEFineTune(max_steps=1, labels="any").with_updates(PartialUpdates(0.3, "fixed", seed=1)), model)
     for name, one in moved.items():
         assert torch.equal(one, (alone.weights[1][name] != alone.weights[0][name]) & masks[name])
 
