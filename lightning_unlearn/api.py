@@ -15,7 +15,8 @@ from lightning_unlearn.data.sample_ids import SampleKeys
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
-from lightning_unlearn.methods.base import LossMethod, UnlearningMethod
+from lightning_unlearn.methods.base import UnlearningMethod
+from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.methods.registry import get_method
 from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds

@@ -16,14 +16,14 @@ from rich.table import Table
 
 from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
-from lightning_unlearn.methods import METHODS
+from lightning_unlearn.methods.catalogue import catalogue, catalogue_page
 from lightning_unlearn.results import to_dict
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.documents import FORMAT_VERSION
 
 __all__ = ["main"]
 
-_SWITCHES = ("--json", "--repair")
+_SWITCHES = ("--json", "--markdown", "--repair")
 
 
 def store_info(store: str, json: bool = False) -> None:
@@ -87,14 +87,20 @@ def demo(output: Path = Path("unlearn_demo"), seeds: int = 3, workers: int = 2) 
     run_demo(output, seeds=seeds, workers=workers, console=Console())
 
 
-def methods() -> None:
-    """List the unlearning methods with their guarantee, cost and what they need."""
+def methods(markdown: bool = False) -> None:
+    """List the unlearning methods with their guarantee, cost and what they need.
+
+    Args:
+        markdown: Print the documentation page instead, with every method's card.
+    """
+    if markdown:
+        print(catalogue_page(), end="")
+        return
     table = Table(title="Unlearning methods", title_justify="left")
     for column in ("method", "guarantee", "cost", "needs", "source"):
         table.add_column(column, no_wrap=column == "method")
-    for name, cls in sorted(METHODS.items()):
-        needs = ", ".join(sorted(item.name.lower().replace("_", " ") for item in cls.requires)) or "nothing"
-        table.add_row(name, cls.guarantee, cls.cost, needs, cls.source)
+    for row in catalogue():
+        table.add_row(row.name, row.guarantee, row.cost, row.needs, row.source)
     Console().print(table)
 
 

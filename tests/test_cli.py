@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,12 @@ def test_methods(capsys):
     out = capsys.readouterr().out
     assert "PartialAmnesiac" in out
     assert "exact" in out
+
+
+def test_the_page_of_methods_is_what_they_declare(capsys):
+    main(["methods", "--markdown"])
+    page = Path(__file__).parents[1] / "docs" / "methods.md"
+    assert capsys.readouterr().out == page.read_text(), "run `lightning-unlearn methods --markdown > docs/methods.md`"
 
 
 def test_an_error_is_one_sentence(tmp_path, capsys):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from lightning_unlearn.callbacks.thinned_batches import ThinnedBatches
 from lightning_unlearn.data.index_tap import check_tappable
 from lightning_unlearn.data.loader_view import add_loader_step, loader_view
 from lightning_unlearn.exceptions import UnsupportedStrategyError
@@ -44,7 +45,7 @@ class LeaveOut(Callback):
             raise UnsupportedStrategyError(
                 expected("devices", "1 to leave samples out of the same batches", trainer.world_size, "Use a subset.")
             )
-        self._remove = add_loader_step(trainer, self._thin, order=LEAVE_OUT_ORDER)
+        self._remove = add_loader_step(trainer, lambda loader: self._thin(trainer, loader), order=LEAVE_OUT_ORDER)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the step out again."""
@@ -56,33 +57,8 @@ class LeaveOut(Callback):
         """As `teardown`, which Lightning does not call after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
-    def _thin(self, loader: Any) -> Any:
+    def _thin(self, trainer: Trainer, loader: Any) -> Any:
         check_tappable(loader)
         # The one place where a DataLoader's iterators, of any kind, take their indices from.
-        policy = _Without(loader._index_sampler, self.positions)
+        policy = ThinnedBatches(loader._index_sampler, trainer, self.positions)
         return loader_view(loader, {"_index_sampler": property(lambda view: policy)})
-
-
-class _Without:
-    """A sampler or batch sampler without some positions; batches left empty are skipped."""
-
-    def __init__(self, policy: Any, left_out: frozenset[int]) -> None:
-        self._policy = policy
-        self._left_out = left_out
-
-    def __iter__(self) -> Iterator[Any]:
-        # Called now, not at the first `next`: some samplers draw their permutation here.
-        return self._thinned(iter(self._policy))
-
-    def _thinned(self, items: Iterator[Any]) -> Iterator[Any]:
-        for item in items:
-            if isinstance(item, Sequence):
-                kept = [position for position in item if int(position) not in self._left_out]
-                if kept:
-                    yield kept
-            elif int(item) not in self._left_out:
-                yield item
-
-    def __len__(self) -> int:
-        # The original's length: schedules sized by it stay those of the original run.
-        return len(self._policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
-from lightning_unlearn.data.splits import Positions, check_splittable, split_positions, subset_loader
+from lightning_unlearn.data.splits import Positions, check_splittable, sample_ids_of, split_positions, subset_loader
 from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited, owned
 from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
@@ -34,6 +34,7 @@ class _Settings:
     parts: tuple[Part, ...]
     seed: int | None
     plain: bool = False
+    schedule: tuple[tuple[Part, ...], ...] | None = None
     done: set[str] = field(default_factory=set)
 
 
@@ -121,9 +122,19 @@ class UnlearningDataModule(LightningDataModule):
         return self._settings.parts
 
     @owned
-    def with_parts(self, parts: tuple[Part, ...]) -> UnlearningDataModule:
-        """The same data and split with other parts in a training batch; both objects may be used."""
-        return _rebuild(self._facade_of, self._users, replace(self._settings, parts=_checked_parts(parts)))
+    def with_parts(
+        self, parts: tuple[Part, ...], schedule: Sequence[tuple[Part, ...]] | None = None
+    ) -> UnlearningDataModule:
+        """The same data and split with other parts in a training batch; both objects may be used.
+
+        Args:
+            parts: Parts of a training batch.
+            schedule: Parts of each epoch, where they differ; the last ones stay. The Trainer has to reload its loaders
+                every epoch (`reload_dataloaders_every_n_epochs=1`).
+        """
+        by_epoch = None if not schedule else tuple(_checked_parts(one) for one in schedule)
+        settings = replace(self._settings, parts=_checked_parts(parts), schedule=by_epoch)
+        return _rebuild(self._facade_of, self._users, settings)
 
     @owned
     def retain_only(self) -> UnlearningDataModule:
@@ -144,6 +155,16 @@ class UnlearningDataModule(LightningDataModule):
     def retain_positions(self) -> Positions:
         """Ascending positions of all other training samples; may be empty."""
         return self.__split(self.__users_train_loader())[1]
+
+    @property
+    def sample_ids(self) -> list[SampleId]:
+        """The id of every position of the training loader's dataset: underlying positions, or `sample_keys`."""
+        return sample_ids_of(self.__users_train_loader().dataset, self._settings.sample_keys)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Batch size of the training loader; `None` where a batch sampler decides."""
+        return self.__users_train_loader().batch_size
 
     @property
     def root_length(self) -> int | None:
@@ -171,6 +192,11 @@ class UnlearningDataModule(LightningDataModule):
         """
         loader = self.__users_train_loader()
         return self.__in_order(loader, self.__retained(loader))
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the user has a hook for validation data; `val_loader` sees what it gives."""
+        return not inherited(self._users.val_dataloader, "val_dataloader")
 
     @owned
     def val_loader(self) -> DataLoader[Any] | None:
@@ -229,8 +255,9 @@ class UnlearningDataModule(LightningDataModule):
     def _part_loaders(self) -> dict[Part, DataLoader[Any]]:
         """The training form of the declared parts, sharded where a process group is running."""
         loader = self.__users_train_loader()
+        parts = self.__parts_now()
         positions = {"forget": self.__split(loader)[0]}
-        if "retain" in self.parts:
+        if "retain" in parts:
             positions["retain"] = self.__retained(loader)
         seed = self._settings.seed
         return {
@@ -238,11 +265,22 @@ class UnlearningDataModule(LightningDataModule):
                 loader,
                 positions[part],
                 part=part,
-                seed=None if seed is None else seed + _PARTS.index(part),
+                seed=None if seed is None else seed + _PARTS.index(part) + len(_PARTS) * self.__epoch(),
                 replicas=self.__replicas(),
             )
-            for part in self.parts
+            for part in parts
         }
+
+    def __epoch(self) -> int:
+        """The epoch whose loaders are asked for; 0 where one set of loaders serves them all."""
+        trainer = self._users.trainer
+        return 0 if trainer is None or self._settings.schedule is None else int(trainer.current_epoch)
+
+    def __parts_now(self) -> tuple[Part, ...]:
+        schedule = self._settings.schedule
+        if schedule is None:
+            return self.parts
+        return schedule[min(self.__epoch(), len(schedule) - 1)]
 
     @owned
     def _plain_retain_loader(self) -> DataLoader[Any]:

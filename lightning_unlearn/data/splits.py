@@ -31,7 +31,7 @@ from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrate
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["Positions", "check_splittable", "positions_of", "split_positions", "subset_loader"]
+__all__ = ["Positions", "check_splittable", "positions_of", "sample_ids_of", "split_positions", "subset_loader"]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 """Ascending positions in a loader's dataset, shape (n,)."""
@@ -127,6 +127,22 @@ def positions_of(ids: Collection[SampleId], dataset: Any, sample_keys: SampleKey
             f"{shorten(unknown)}. Check that `data` is the data the model was trained on."
         )
     return np.flatnonzero(mask).astype(np.int64)
+
+
+def sample_ids_of(dataset: Any, sample_keys: SampleKeys | None = None) -> list[SampleId]:
+    """The id of every position of a loader's dataset: the position in the underlying dataset, or its key.
+
+    >>> from torch.utils.data import Subset
+    >>> sample_ids_of(Subset(range(10), [9, 8])), sample_ids_of(Subset(range(3), [2, 0]), ["ann", "bob", "eve"])
+    ([9, 8], ['eve', 'ann'])
+    """
+    index = RootIndex()
+    found = index.positions(dataset)
+    roots: list[int] = list(range(len(dataset))) if found is None else found.tolist()
+    if sample_keys is None:
+        return list(roots)
+    keys = resolve_keys(sample_keys, index.length or 0)
+    return [keys[root] for root in roots]
 
 
 def split_positions(

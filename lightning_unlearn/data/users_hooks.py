@@ -76,7 +76,7 @@ class PartwiseHook(UsersHook):
         @functools.wraps(hook)
         def partwise(batch: Any, *args: Any, **kwargs: Any) -> Any:
             settings = instance._settings
-            if not settings.plain and isinstance(batch, dict) and batch and set(batch) == set(settings.parts):
+            if not settings.plain and isinstance(batch, dict) and batch and set(batch) <= set(settings.parts):
                 return {part: hook(piece, *args, **kwargs) for part, piece in batch.items()}
             return hook(batch, *args, **kwargs)
 

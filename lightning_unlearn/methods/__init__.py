@@ -1,22 +1,75 @@
 """Unlearning methods, one a file. Adding one touches its file and the export here."""
 
 from lightning_unlearn.methods.amnesiac import Amnesiac
-from lightning_unlearn.methods.base import LossMethod, Procedure, Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.methods.bad_teacher import BadTeacher
+from lightning_unlearn.methods.base import Procedure, Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
+from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
+from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
+from lightning_unlearn.methods.exact_unlearning_k import ExactUnlearningK
 from lightning_unlearn.methods.fine_tune import FineTune
+from lightning_unlearn.methods.fisher_forgetting import FisherForgetting
+from lightning_unlearn.methods.gradient_ascent import GradientAscent
+from lightning_unlearn.methods.influence import InfluenceUnlearning
+from lightning_unlearn.methods.kl_fine_tune import KLFineTune
+from lightning_unlearn.methods.l1_sparse import L1Sparse
+from lightning_unlearn.methods.label_flipping import LabelFlipping
+from lightning_unlearn.methods.last_layers import CatastrophicForgettingK
+from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod
+from lightning_unlearn.methods.neg_grad_plus import NegGradPlus
 from lightning_unlearn.methods.partial_amnesiac import PartialAmnesiac
+from lightning_unlearn.methods.partial_gradient_ascent import PartialGradientAscent
+from lightning_unlearn.methods.partial_label_flipping import PartialLabelFlipping
+from lightning_unlearn.methods.partial_updates import PartialUpdates
 from lightning_unlearn.methods.registry import METHODS, get_method, register
+from lightning_unlearn.methods.relabelling import Relabelling
+from lightning_unlearn.methods.retention_masking import RetentionMasking
 from lightning_unlearn.methods.retrain import Retrain
+from lightning_unlearn.methods.rewind import Rewind
+from lightning_unlearn.methods.salun import SalUn
+from lightning_unlearn.methods.scrub import Scrub
+from lightning_unlearn.methods.scrub_r import ScrubR
+from lightning_unlearn.methods.single_gradient import SingleGradient
+from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
+from lightning_unlearn.methods.unsir import Unsir
 
 __all__ = [
     "METHODS",
     "Amnesiac",
+    "BadTeacher",
+    "BoundaryExpanding",
+    "BoundaryShrink",
+    "CEFineTune",
+    "CatastrophicForgettingK",
+    "ExactUnlearningK",
     "FineTune",
+    "FisherForgetting",
+    "GradientAscent",
+    "ICEFineTune",
+    "InfluenceUnlearning",
+    "KLFineTune",
+    "L1Sparse",
+    "LabelFlipping",
     "LossMethod",
+    "NegGradPlus",
     "PartialAmnesiac",
+    "PartialGradientAscent",
+    "PartialLabelFlipping",
+    "PartialUpdates",
     "Procedure",
+    "PushingMethod",
+    "Relabelling",
     "Requirement",
+    "RetentionMasking",
     "Retrain",
+    "Rewind",
+    "SalUn",
+    "Scrub",
+    "ScrubR",
+    "SelectiveSynapticDampening",
+    "SingleGradient",
     "UnlearningMethod",
+    "Unsir",
     "WeightEdit",
     "get_method",
     "register",

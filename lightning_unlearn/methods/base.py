@@ -1,4 +1,4 @@
-"""What an unlearning method is: three bases, and the requirements each method declares.
+"""What an unlearning method is: what all declare, and two of the three bases; the third is in `loss_method`.
 
 A `WeightEdit` computes a change of the weights and leaves applying it to the caller, so dry run, size and undo come
 free. A `LossMethod` is a loss over `{"forget": ..., "retain": ...}` batches that an ordinary Trainer minimises. A
@@ -11,38 +11,33 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.types import Part, Scale, WeightChange
-from lightning_unlearn.utilities.checks import check_positive_int, expected
+from lightning_unlearn.types import Scale, WeightChange
+from lightning_unlearn.utilities.checks import expected
 
 __all__ = [
     "Cost",
     "EditContext",
+    "Forgets",
     "Guarantee",
-    "LossMethod",
-    "OptimizerFactory",
     "Procedure",
     "ProcedureContext",
     "Requirement",
-    "UnlearningHost",
     "UnlearningMethod",
     "WeightEdit",
-    "as_loss",
 ]
 
 Guarantee: TypeAlias = Literal["exact", "approximate", "heuristic"]
 Cost: TypeAlias = Literal["weights only", "some steps", "full training"]
-OptimizerFactory: TypeAlias = Callable[[Iterable[Parameter]], Optimizer]
+Forgets: TypeAlias = Literal["samples", "classes"]
 
 
 class Requirement(enum.Enum):
@@ -52,15 +47,13 @@ class Requirement(enum.Enum):
     DENSE_DELTAS = "a store recorded with keep=1.0: train with `DeltaRecorder(store, keep=1.0)`, or use PartialAmnesiac"
     RETAIN_DATA = "the data to keep: pass the training data as `data=`"
     FORGET_DATA = "the data to forget: pass the training data as `data=`"
+    VALIDATION_DATA = "validation data: pass `data={'train': ..., 'val': ...}`, or a datamodule with them"
+    CHECKPOINTS = "checkpoints of the original training: pass `checkpoints=` to the method"
     INITIAL_WEIGHTS = "the weights before training: pass `store=`, or a `module_factory` to the method"
 
 
-class UnlearningHost(Protocol):
-    """What a `LossMethod` sees of the `UnlearningModule` that runs it; the rest of the user's module is there too."""
-
-    def user_step(self, part: Part, batch: Any, batch_idx: int) -> Any:
-        """Run the user's own `training_step` on one part of the batch; its logging goes to that part's names."""
-        ...
+def _no_data(batch: Any) -> Any:
+    raise MissingRequirementError(expected("method", "one that requires data", "one that does not", "Declare it."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +66,8 @@ class EditContext:
         store: The recorded deltas, `None` where there are none.
         data: The split data, `None` where none was given.
         seed: Seed for methods that draw.
+        loss: Batch -> the user's own training loss on it, differentiable; for methods that require data.
+        outputs: Batch -> logits, differentiable, and targets, through the user's adapter.
     """
 
     module: LightningModule
@@ -80,6 +75,8 @@ class EditContext:
     store: DeltaStore | None
     data: UnlearningDataModule | None
     seed: int | None = None
+    loss: Callable[[Any], Tensor | None] = _no_data
+    outputs: Callable[[Any], tuple[Tensor, Tensor]] = _no_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +86,9 @@ class ProcedureContext:
     Attributes:
         module: A private copy of the trained module; the procedure may overwrite it.
         data: The split data.
-        make_trainer: Builds a fresh Trainer; keyword arguments override the user's, and `leave_out=positions` keeps
-            samples out of the batches of the training loader.
+        make_trainer: Builds a fresh Trainer; keyword arguments override the user's. `leave_out=positions` keeps samples
+            out of the batches of the training loader; `batches=` gives it those of a recorded run, and
+            `random_states=` the random state before each of them (see `RecordedOrder`).
         store: The recorded deltas, `None` where there are none.
         seed: Seed of the run, `None` to draw from the current state.
     """
@@ -109,12 +107,14 @@ class UnlearningMethod(ABC):
         requires: What has to be there; missing pieces raise `MissingRequirementError` before anything changes.
         guarantee: `"exact"`, `"approximate"` or `"heuristic"`; the docstring says when.
         cost: Cost class against retraining.
+        forgets: Whether any samples can be forgotten, or whole classes only.
         source: Authors, year, arXiv id.
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset()
     guarantee: ClassVar[Guarantee]
     cost: ClassVar[Cost]
+    forgets: ClassVar[Forgets] = "samples"
     source: ClassVar[str]
 
     @property
@@ -162,51 +162,6 @@ class WeightEdit(UnlearningMethod):
         """Compute what to add to the weights: name -> tensor. Nothing is changed here."""
 
 
-class LossMethod(UnlearningMethod):
-    """A method that is a loss, minimised by an ordinary Trainer through `UnlearningModule`.
-
-    Args:
-        max_steps: Optimizer steps of the pass; `None` leaves `max_epochs` in charge.
-        max_epochs: Passes over the retain data (or over the forget data where no retain part is used).
-        optimizer: Builds the optimizer from the parameters; by default the user's own `configure_optimizers`,
-            fresh, with its learning rates times `lr_scale` and without schedulers (they were sized for training).
-        lr_scale: Factor on the user's learning rates.
-
-    Class attributes:
-        parts: Parts of the data in a batch.
-        combines_losses: Whether the step needs the user's loss as a value. Modules with manual optimization have
-            none, so they can only be run unchanged (`False`).
-    """
-
-    cost: ClassVar[Cost] = "some steps"
-    parts: ClassVar[tuple[Part, ...]] = ("retain",)
-    combines_losses: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        *,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1.0,
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            raise ValueError(expected("max_steps", "given where `max_epochs` is not", None, "Say how long to run."))
-        self.max_steps = None if max_steps is None else check_positive_int("max_steps", max_steps)
-        self.max_epochs = None if max_epochs is None else check_positive_int("max_epochs", max_epochs)
-        if not lr_scale > 0:
-            raise ValueError(expected("lr_scale", "a positive number", lr_scale))
-        self.optimizer = optimizer
-        self.lr_scale = float(lr_scale)
-
-    def prepare(self, host: UnlearningHost) -> None:
-        """Run once at fit start, on device: freeze a teacher, compute a mask. Default: nothing."""
-
-    @abstractmethod
-    def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Any:
-        """Return the loss of one step; `batch` holds the parts the method declares."""
-
-
 class Procedure(UnlearningMethod):
     """A method that runs trainings of its own."""
 
@@ -215,17 +170,3 @@ class Procedure(UnlearningMethod):
     @abstractmethod
     def run(self, context: ProcedureContext) -> LightningModule:
         """Run and return the resulting user's module (the one of the context, or a new one)."""
-
-
-def as_loss(output: Any) -> Tensor | None:
-    """The loss in what a `training_step` returned: a tensor, a mapping with `"loss"`, or `None` for a skipped batch.
-
-    Raises:
-        TypeError: something else came back.
-    """
-    if output is None or isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
-        loss: Tensor = output["loss"]
-        return loss
-    raise TypeError(expected("training_step", "returning a tensor, a mapping with `loss`, or None", type(output)))

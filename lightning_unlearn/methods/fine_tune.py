@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lightning_unlearn.methods.base import Guarantee, LossMethod, OptimizerFactory, Requirement, UnlearningHost
+from lightning_unlearn.methods.base import Guarantee, Requirement
+from lightning_unlearn.methods.loss_method import LossMethod, OptimizerFactory, UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 

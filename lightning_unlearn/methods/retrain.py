@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule, seed_everything
@@ -12,9 +13,12 @@ from torch import nn
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.replay import replayable_batches
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.batch_norm import tracking_layers
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.parameters import float_buffers
+from lightning_unlearn.utilities.rng import RngState
 
 __all__ = ["Retrain", "restore_initial_weights"]
 
@@ -29,8 +33,10 @@ class Retrain(Procedure):
 
     With `order="same"` it is a *twin* of the original run wherever the order of the user's batches is fixed (by a
     seed and the epoch, or by the sampler): same initial weights, same batches, only the forgotten samples left out.
-    Weight distances mean something against a twin only. `order="fresh"` gives the retain data to a loader of its own;
-    several processes need it.
+    `order="recorded"` is the twin of any recorded run: it replays the batches in the store, whatever had shuffled them,
+    and puts back the random state behind every step of which the store has an anchor (`anchor_every=1` for dropout and
+    augmentation drawn in the main process; workers have random states of their own). Weight distances mean something
+    against a twin only. `order="fresh"` gives the retain data to a loader of its own; several processes need it.
 
     Args:
         module_factory: Builds the untrained module; by default the trained module with the store's initial weights.
@@ -48,10 +54,10 @@ class Retrain(Procedure):
         self,
         *,
         module_factory: Callable[[], LightningModule] | None = None,
-        order: Literal["same", "fresh"] = "same",
+        order: Literal["same", "recorded", "fresh"] = "same",
     ) -> None:
         self._module_factory = module_factory
-        self.order = check_choice("order", order, ("same", "fresh"))
+        self.order = check_choice("order", order, ("same", "recorded", "fresh"))
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base; a `module_factory` stands in for the initial weights."""
@@ -65,8 +71,16 @@ class Retrain(Procedure):
 
         Raises:
             MissingRequirementError: neither a store nor a `module_factory` gives the initial weights.
-            StoreMismatchError: parameters that were frozen in the recorded training have other values now.
+            StoreMismatchError: parameters that were frozen in the recorded training have other values now; or the
+                recorded batches cannot be replayed (see `replayable_batches`).
         """
+        replay: dict[str, Any] = {}
+        if self.order == "recorded":
+            if context.store is None:
+                raise MissingRequirementError(f"Retrain(order='recorded') needs {Requirement.DELTAS.value}.")
+            replay = {"batches": replayable_batches(context.store, context.module, context.data)}
+            if context.store.anchors:
+                replay["random_states"] = partial(_random_state, context.store)
         if self._module_factory is not None:
             module = self._module_factory()
         elif context.store is not None:
@@ -79,11 +93,15 @@ class Retrain(Procedure):
         if context.seed is not None:
             seed_everything(context.seed, workers=True, verbose=False)
         data = context.data
-        if self.order == "same":
-            context.make_trainer(leave_out=data.forget_positions).fit(module, datamodule=data.users_data)
+        if self.order != "fresh":
+            context.make_trainer(leave_out=data.forget_positions, **replay).fit(module, datamodule=data.users_data)
         else:
             context.make_trainer().fit(module, datamodule=data.retain_only())
         return module
+
+
+def _random_state(store: DeltaStore, step: int) -> RngState | None:
+    return store.read_anchor(step).rng if step in store.anchors else None
 
 
 @torch.no_grad()

@@ -23,19 +23,11 @@ def _partwise(name: str) -> Callable[..., Any]:
     def hook(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         users = getattr(super(self._facade_of, self), name)
         state = self._unlearning_pass
-        if state.active and isinstance(batch, dict) and batch and set(batch) == set(state.method.parts):
+        if state.active and isinstance(batch, dict) and batch and set(batch) <= set(state.method.parts):
             return {part: users(piece, *args, **kwargs) for part, piece in batch.items()}
         return users(batch, *args, **kwargs)
 
     return hook
-
-
-def on_train_batch_start(self: Any, batch: Any, batch_idx: int) -> Any:
-    """The user's hook sees the retain batch; without one there is nothing it was written for."""
-    users = super(self._facade_of, self).on_train_batch_start
-    if not self._unlearning_pass.active:
-        return users(batch, batch_idx)
-    return users(batch["retain"], batch_idx) if "retain" in batch else None
 
 
 def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -45,12 +37,6 @@ def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> N
         users(outputs, batch, batch_idx)
     elif self._unlearning_pass.ran_on_retain:
         users(outputs, batch["retain"], batch_idx)
-
-
-def on_train_epoch_end(self: Any) -> None:
-    """The user's hook runs only when the user's step has: it computes from what the step has gathered."""
-    if not self._unlearning_pass.active or self._unlearning_pass.ran_this_epoch:
-        super(self._facade_of, self).on_train_epoch_end()
 
 
 def optimizer_step(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,9 +53,7 @@ ADAPTED_HOOKS: Mapping[str, Callable[..., Any]] = {
         name: _partwise(name)
         for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     },
-    "on_train_batch_start": on_train_batch_start,
     "on_train_batch_end": on_train_batch_end,
-    "on_train_epoch_end": on_train_epoch_end,
     "optimizer_step": optimizer_step,
 }
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.splits import check_splittable, subset_loader
 from lightning_unlearn.exceptions import UnsupportedStrategyError
-from lightning_unlearn.methods.base import as_loss
+from lightning_unlearn.methods.loss_method import as_loss
 from lightning_unlearn.modules.silent import silent_step
 from lightning_unlearn.utilities.batch_norm import reestimate_batch_norm, tracking_layers
 from lightning_unlearn.utilities.batches import leading_size

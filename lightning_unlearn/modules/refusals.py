@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 
 from lightning_unlearn.exceptions import MissingRequirementError, UnsupportedStrategyError
-from lightning_unlearn.methods.base import LossMethod
+from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.facade import check_shareable
 
-__all__ = ["check_method", "check_module", "drop_redundant_entries", "is_overridden"]
+__all__ = ["check_method", "check_module", "check_reloading", "drop_redundant_entries", "is_overridden"]
 
 
 def is_overridden(cls: type, name: str) -> bool:
@@ -84,6 +84,19 @@ def check_method(model: LightningModule, method: Any) -> None:
         raise MissingRequirementError(
             expected("model", "a module with `configure_optimizers`", type(model).__qualname__, remedy)
         )
+
+
+def check_reloading(method: LossMethod, trainer: Trainer) -> None:
+    """Refuse a Trainer that would give every epoch the loaders of the first.
+
+    Raises:
+        UnsupportedStrategyError: the method's epochs differ in their parts, and the Trainer keeps its loaders.
+    """
+    every = vars(trainer)["reload_dataloaders_every_n_epochs"]  # set from outside, so it has no declared type
+    if method.schedule is not None and every != 1:
+        rule = f"1 for {method.name}, whose epochs train on different parts of the data"
+        remedy = "Pass it to the Trainer."
+        raise UnsupportedStrategyError(expected("reload_dataloaders_every_n_epochs", rule, every, remedy))
 
 
 def drop_redundant_entries(model: LightningModule, owner: object) -> None:

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.modules.hooks import run_step
 from lightning_unlearn.modules.metrics_swap import MetricCopies
-from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from lightning_unlearn.modules.pass_state import PassState
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers
 from lightning_unlearn.utilities.trainers import idle_trainer
 
-__all__ = ["silent_step"]
+__all__ = ["silent_step", "transferred"]
 
 
 class _Inert:
@@ -90,8 +90,8 @@ class _SilentModule(LightningModule):
 
 
 @contextmanager
-def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
-    """Give a function that runs the user's `training_step` on a batch: no logging, no gradient, no optimizer step.
+def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[Callable[[Any, int], Any]]:
+    """Give a function that runs the user's `training_step` on a batch, without logging and optimizer steps.
 
     The step runs on a second object with a *copy* of the module's instance dict, so attributes and lists it fills
     are the copy's; parameters, buffers and submodules are the module's own (restore buffers and modes around it, if
@@ -100,27 +100,20 @@ def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
 
     Args:
         model: The user's module, or an `UnlearningModule` around it.
+        gradients: Whether what is returned can be differentiated.
 
     Yields:
         Function from a batch and its index to what `training_step` returns.
     """
-    if isinstance(model, UnlearningModule):
-        model = model._unlearning_pass.user
+    wrapped = getattr(model, "_unlearning_pass", None)  # asked this way because the wrapper itself needs this file
+    if isinstance(wrapped, PassState):
+        model = wrapped.user
     view = _view(model)
     step = view.training_step
-    dtype = next((parameter.dtype for parameter in view.parameters() if parameter.is_floating_point()), None)
-
-    def cast(item: Tensor) -> Tensor:
-        # What the plugins of true half and double precision do to a step's inputs.
-        return item.to(dtype) if item.is_floating_point() else item
 
     def run(batch: Any, batch_idx: int) -> Any:
-        batch = view.on_before_batch_transfer(batch, 0)
-        batch = view.transfer_batch_to_device(batch, view.device, 0)
-        batch = view.on_after_batch_transfer(batch, 0)
-        if dtype not in (None, torch.float32):
-            batch = apply_to_collection(batch, Tensor, cast)
-        with torch.no_grad():
+        batch = transferred(view, batch)
+        with torch.set_grad_enabled(gradients):
             return run_step(step, batch, batch_idx)
 
     with ExitStack() as stack:
@@ -139,6 +132,20 @@ def silent_step(model: LightningModule) -> Iterator[Callable[[Any, int], Any]]:
         finally:
             for child, trainer in trainers:
                 child._trainer = trainer
+
+
+def transferred(module: LightningModule, batch: Any) -> Any:
+    """A batch after the module's transfer hooks, on its device and in its precision."""
+    batch = module.on_before_batch_transfer(batch, 0)
+    batch = module.transfer_batch_to_device(batch, module.device, 0)
+    batch = module.on_after_batch_transfer(batch, 0)
+    dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+
+    def cast(item: Tensor) -> Tensor:
+        # What the plugins of true half and double precision do to a step's inputs.
+        return item.to(dtype) if item.is_floating_point() else item
+
+    return batch if dtype in (None, torch.float32) else apply_to_collection(batch, Tensor, cast)
 
 
 def _view(model: LightningModule) -> Any:

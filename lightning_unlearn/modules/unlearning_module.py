@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from lightning import LightningModule
@@ -15,12 +14,14 @@ from torch.optim import LBFGS
 from torchmetrics import Metric
 
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
-from lightning_unlearn.methods.base import LossMethod
+from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.modules.hooks import ADAPTED_HOOKS, adapted_hooks, run_step
-from lightning_unlearn.modules.metrics_swap import MetricCopies
-from lightning_unlearn.modules.refusals import check_method, check_module, drop_redundant_entries
+from lightning_unlearn.modules.host import HostServices
+from lightning_unlearn.modules.pass_state import PassState
+from lightning_unlearn.modules.refusals import check_method, check_module, check_reloading, drop_redundant_entries
 from lightning_unlearn.types import Part
-from lightning_unlearn.utilities.batch_norm import StatisticsPolicy, frozen_statistics
+from lightning_unlearn.utilities.batch_adapter import BatchAdapter, OutputsFunction, as_batch_adapter
+from lightning_unlearn.utilities.batch_norm import frozen_statistics
 from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
@@ -39,31 +40,20 @@ _REPLACED = (
     "configure_optimizers",
     "log",
     "log_dict",
+    "on_before_optimizer_step",
+    "on_fit_end",
     "on_fit_start",
     "on_load_checkpoint",
     "on_save_checkpoint",
+    "on_train_batch_start",
+    "on_train_end",
+    "on_train_epoch_end",
     "on_train_epoch_start",
     "training_step",
 )
 
 
-@dataclass
-class _Pass:
-    """What the facade knows beyond the user's state. It never enters the user's `__dict__`."""
-
-    user: LightningModule
-    method: LossMethod
-    active: bool = True
-    silent: bool = False
-    part: Part | None = None
-    batch: Any = None
-    retain_output: Any = None
-    ran_on_retain: bool = False
-    ran_this_epoch: bool = False
-    forget_metrics: MetricCopies = field(default_factory=MetricCopies)
-
-
-class UnlearningModule(LightningModule, Generic[M]):
+class UnlearningModule(HostServices, Generic[M]):
     """The user's module with a method's step in place of its `training_step`.
 
     The object is a *facade* (`utilities/facade.py`): its class is `(UnlearningModule, class of the user's module)` and
@@ -74,8 +64,8 @@ class UnlearningModule(LightningModule, Generic[M]):
     - `training_step` runs the method's `step` on `{"forget": ..., "retain": ...}`; `user_step` runs the user's own
       `training_step` on one part. Logging of the retain part keeps the user's names, that of the forget part is
       prefixed with `forget/` and counted in metric objects of its own.
-    - Running statistics of normalisation layers learn nothing from forget batches: the layers normalise with the
-      running ones where the method uses forget batches alone, else with the batch's.
+    - Running statistics of normalisation layers learn nothing from forget batches, unless the method says so: the
+      layers normalise with the running ones where a step has forget batches alone, else with the batch's.
     - Optimizers are the method's, else the user's, fresh, at `method.lr_scale` times their base learning rate and
       without schedulers. Manually optimized modules keep theirs (scaled) and run their step unchanged.
     - The user's callbacks from `configure_callbacks` stay away; user hooks around a batch see the retain part.
@@ -86,6 +76,8 @@ class UnlearningModule(LightningModule, Generic[M]):
     Args:
         model: A trained LightningModule. It is not copied: the pass changes its weights.
         method: What to minimise.
+        adapter: How inputs, targets and logits come out of a batch, for methods that need them: a `BatchAdapter`, or
+            for methods that change no batch a function `(module, batch) -> (logits, targets)`.
 
     Raises:
         TypeError: not a LightningModule, or not a `LossMethod`.
@@ -96,7 +88,7 @@ class UnlearningModule(LightningModule, Generic[M]):
 
     __slots__ = ("_unlearning_pass",)
 
-    _unlearning_pass: _Pass
+    _unlearning_pass: PassState
     _facade_of: ClassVar[type[UnlearningModule[Any]]]
 
     def __new__(cls, model: M, *args: Any, **kwargs: Any) -> UnlearningModule[M]:
@@ -108,15 +100,15 @@ class UnlearningModule(LightningModule, Generic[M]):
         instance: UnlearningModule[M] = _on(cls, model)
         return instance
 
-    def __init__(self, model: M, method: LossMethod) -> None:
+    def __init__(self, model: M, method: LossMethod, *, adapter: BatchAdapter | OutputsFunction | None = None) -> None:
         # No `super().__init__()`: it would reset the state, which is the user's.
         check_method(model, method)
-        _enter(self, model, method)
+        _enter(self, PassState(model, method, as_batch_adapter(adapter)))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was built on the fly and has no importable name; the user's object pickles by its own rules.
         state = self._unlearning_pass
-        return _rebuild, (self._facade_of, state.user, state.method, state.active)
+        return _rebuild, (self._facade_of, state.user, state.method, state.adapter, state.active)
 
     def unwrap(self) -> M:
         """The user's own module, trained; from now on this object only passes through to it.
@@ -125,6 +117,7 @@ class UnlearningModule(LightningModule, Generic[M]):
         """
         state = self._unlearning_pass
         state.active = False
+        state.finish(self)
         # A data-parallel forward leaves a bound method of this object behind in the dict.
         drop_redundant_entries(state.user, self)
         return cast(M, state.user)
@@ -150,14 +143,20 @@ class UnlearningModule(LightningModule, Generic[M]):
             state.retain_output = output
         return output
 
+    def outputs_of(self, part: Part, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits and targets of one part through the adapter; running statistics as in `user_step`."""
+        with self._in_part(part, batch):
+            return self.batch_adapter(self, batch)
+
     @contextmanager
     def _in_part(self, part: Part, batch: Any) -> Iterator[None]:
         state = self._unlearning_pass
         with ExitStack() as stack:
             if part == "forget":
                 stack.enter_context(state.forget_metrics.in_place(self))
-                policy: StatisticsPolicy = "batch" if "retain" in state.method.parts else "running"
-                stack.enter_context(frozen_statistics(self, policy))
+                policy = state.policy(batch)
+                if policy is not None:
+                    stack.enter_context(frozen_statistics(self, policy))
             state.part, state.batch = part, batch
             try:
                 yield
@@ -171,6 +170,7 @@ class UnlearningModule(LightningModule, Generic[M]):
         if not state.active:
             return run_step(super().training_step, batch, batch_idx)
         state.ran_on_retain, state.retain_output = False, None
+        state.parts = tuple(batch)
         output = state.method.step(self, batch, batch_idx)
         retained, state.retain_output = state.retain_output, None
         if isinstance(output, Tensor) and isinstance(retained, Mapping):
@@ -219,10 +219,42 @@ class UnlearningModule(LightningModule, Generic[M]):
         return scaled_optimizers(configured, state.method.lr_scale, keep_schedulers=not self.automatic_optimization)
 
     def on_fit_start(self) -> None:
-        """The user's hook, then the method's preparation: device, shards and wrappers are in place."""
+        """The user's hook, then the method's preparation: device, shards and wrappers are in place.
+
+        Raises:
+            UnsupportedStrategyError: the method's epochs differ in their parts, and the Trainer keeps its loaders.
+        """
         super().on_fit_start()
-        if self._unlearning_pass.active:
-            self._unlearning_pass.method.prepare(self)
+        state = self._unlearning_pass
+        if not state.active:
+            return
+        check_reloading(state.method, self.trainer)
+        state.prepared, state.iteration = True, 0
+        state.method.prepare(self)
+        for optimizer in self.trainer.optimizers:
+            state.stop_listening.append(optimizer.register_step_post_hook(self._after_step).remove)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The user's hook, then the method's."""
+        super().on_before_optimizer_step(optimizer)
+        state = self._unlearning_pass
+        if not state.active:
+            return
+        masks = state.method.update_masks(self, state.iteration)
+        if masks:
+            held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+            state.update.begin({parameter: mask for parameter, mask in masks.items() if parameter in held})
+
+    def _after_step(self, *args: Any) -> None:
+        # A step that a gradient scaler skips does not come here, and has changed nothing.
+        state = self._unlearning_pass
+        state.update.end()
+        state.iteration += 1
+
+    def on_fit_end(self) -> None:
+        """The user's hook; the method lets go of what it has prepared."""
+        super().on_fit_end()
+        self._unlearning_pass.finish(self)
 
     def on_train_epoch_start(self) -> None:
         """Empty the forget part's metrics, as Lightning does with the logged ones; then the user's hook."""
@@ -230,6 +262,30 @@ class UnlearningModule(LightningModule, Generic[M]):
             self._unlearning_pass.forget_metrics.reset()
             self._unlearning_pass.ran_this_epoch = False
         super().on_train_epoch_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """The user's hook for a retain batch, without which there is nothing it was written for; -1 ends the epoch."""
+        state = self._unlearning_pass
+        if not state.active:
+            return super().on_train_batch_start(batch, batch_idx)
+        if state.method.epoch_is_over(self, batch_idx):
+            return -1
+        return super().on_train_batch_start(batch["retain"], batch_idx) if "retain" in batch else None
+
+    def on_train_epoch_end(self) -> None:
+        """The user's hook where the user's step has run, for it computes from what that gathered; then the method's."""
+        state = self._unlearning_pass
+        if not state.active or state.ran_this_epoch:
+            super().on_train_epoch_end()
+        if state.active:
+            state.method.end_epoch(self)
+
+    def on_train_end(self) -> None:
+        """The user's hook, then the method's."""
+        super().on_train_end()
+        state = self._unlearning_pass
+        if state.active:
+            state.method.conclude(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The user's hook, then a mark of the pass in plain values."""
@@ -258,19 +314,22 @@ class UnlearningModule(LightningModule, Generic[M]):
 
 def _added() -> list[str]:
     """Names that a wrapper has beyond those of every LightningModule."""
-    return [name for name in vars(UnlearningModule) if not name.startswith("__") and not hasattr(LightningModule, name)]
+    names = [*vars(UnlearningModule), *vars(HostServices)]
+    return [name for name in names if not name.startswith("__") and not hasattr(LightningModule, name)]
 
 
 def _on(wrapper: type[Any], model: LightningModule) -> Any:
     return on_same_state(facade_class(wrapper, type(model), adapted_hooks(type(model))), model.__dict__)
 
 
-def _enter(instance: Any, model: LightningModule, method: LossMethod, active: bool = True) -> None:
+def _enter(instance: Any, state: PassState) -> None:
     # Past `nn.Module.__setattr__`, which would register a module it is given in the user's state.
-    object.__setattr__(instance, "_unlearning_pass", _Pass(model, method, active))
+    object.__setattr__(instance, "_unlearning_pass", state)
 
 
-def _rebuild(wrapper: type[Any], model: LightningModule, method: LossMethod, active: bool) -> Any:
+def _rebuild(
+    wrapper: type[Any], model: LightningModule, method: LossMethod, adapter: BatchAdapter, active: bool
+) -> Any:
     instance = _on(wrapper, model)
-    _enter(instance, model, method, active)
+    _enter(instance, PassState(model, method, adapter, active))
     return instance

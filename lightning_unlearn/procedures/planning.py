@@ -15,7 +15,7 @@ from lightning_unlearn.methods.base import Requirement, UnlearningMethod, Weight
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import weights_digest
 
-__all__ = ["available_requirements", "make_plan", "warn_of_plan"]
+__all__ = ["available_requirements", "make_plan", "subtracts", "warn_of_plan"]
 
 
 def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
@@ -23,11 +23,18 @@ def available_requirements(data: UnlearningDataModule | None, store: DeltaStore 
     present = set()
     if data is not None:
         present |= {Requirement.RETAIN_DATA, Requirement.FORGET_DATA}
+        if data.has_validation:
+            present.add(Requirement.VALIDATION_DATA)
     if store is not None:
         present |= {Requirement.DELTAS, Requirement.INITIAL_WEIGHTS}
         if store.settings.is_dense:
             present.add(Requirement.DENSE_DELTAS)
     return present
+
+
+def subtracts(method: UnlearningMethod) -> bool:
+    """Whether a method subtracts recorded deltas, which is what a plan predicts and judges."""
+    return isinstance(method, WeightEdit) and Requirement.DELTAS in method.requires
 
 
 def make_plan(
@@ -40,7 +47,7 @@ def make_plan(
     """The plan for this method; `None` where there is no store to plan with."""
     if store is None:
         return None
-    if isinstance(method, WeightEdit):
+    if isinstance(method, WeightEdit) and subtracts(method):
         return request.plan(store, model, scale=method.scale, keep=method.keep, ledger=ledger)
     # A method that subtracts nothing runs on weights the store does not know as well (EMA, a later unrecorded fit).
     if store.state_of(weights_digest(model)) is None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.callbacks.leave_out import LeaveOut
+from lightning_unlearn.callbacks.recorded_order import RecordedOrder
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.ledger import DeletionLedger
@@ -28,13 +30,14 @@ from lightning_unlearn.exceptions import (
 )
 from lightning_unlearn.methods.base import (
     EditContext,
-    LossMethod,
     Procedure,
     ProcedureContext,
     Requirement,
     UnlearningMethod,
     WeightEdit,
 )
+from lightning_unlearn.methods.loss_method import LossMethod
+from lightning_unlearn.modules.gradients import differentiable
 from lightning_unlearn.modules.probe import reestimate
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.procedures.guards import (
@@ -46,9 +49,10 @@ from lightning_unlearn.procedures.guards import (
     warn_if_unchanged,
 )
 from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
-from lightning_unlearn.procedures.planning import available_requirements, make_plan, warn_of_plan
+from lightning_unlearn.procedures.planning import available_requirements, make_plan, subtracts, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
+from lightning_unlearn.procedures.stopping import PassStops
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -63,6 +67,7 @@ from lightning_unlearn.utilities.parameters import (
     parameter_norm,
     weights_digest,
 )
+from lightning_unlearn.utilities.rng import RngState
 
 __all__ = ["run_pass"]
 
@@ -101,7 +106,7 @@ def run_pass(
             expected("store", 'recorded with buffers="record" for batch_norm="subtract"', store and store.settings)
         )
     plan = make_plan(request, model, method, store, ledger)
-    if plan is not None and isinstance(method, WeightEdit):
+    if plan is not None and subtracts(method):
         plan.check(settings.force)
         warn_of_plan(plan, repaired=then is not None)
     work = _Pass(private_copy(model), data, store, ledger, trainers, settings)
@@ -123,6 +128,7 @@ def run_pass(
     broken = nonfinite_parameters(work.module)
     if broken:
         work.notes.append(f"Weights are not finite in {', '.join(broken[:5])}.")
+    if broken or work.broken:
         verdict = "collapsed"
     rolled_back = verdict == "collapsed" and not settings.force
     if verdict != "fine":
@@ -172,6 +178,7 @@ class _Pass:
         self.stages: list[StageResult] = []
         self.notes: list[str] = []
         self.entry_id: str | None = None
+        self.broken = False
         self.steps_before = None if store is None else store.n_steps
         self.before = self._probe()
         self.after = self.before
@@ -213,7 +220,11 @@ class _Pass:
 
     def _edit(self, method: WeightEdit, plan: DeletionPlan | None) -> int:
         context = EditContext(self.module, plan, self.store, self.data, self.settings.seed)
-        change = method.compute_edit(context)
+        if method.requires & {Requirement.FORGET_DATA, Requirement.RETAIN_DATA}:
+            with differentiable(self.module, self.settings.adapter) as (loss, outputs):
+                change = method.compute_edit(replace(context, loss=loss, outputs=outputs))
+        else:
+            change = method.compute_edit(context)
         check_finite(change, method.name)
         digest = weights_digest(self.module)
         apply_change(self.module, change)
@@ -222,7 +233,7 @@ class _Pass:
         unchanged = warn_if_unchanged(digest, weights_digest(self.module), method.name)
         if self.settings.record and self.ledger is not None and plan is not None and not unchanged:
             # An edit that subtracts no deltas has nothing that an undo could add back.
-            amounts = plan.amounts if Requirement.DELTAS in method.requires else {}
+            amounts = plan.amounts if subtracts(method) else {}
             entry = self.ledger.record(plan, self.module, method=method.name, keep=method.keep, amounts=amounts)
             self.entry_id = entry.entry_id
         return 0
@@ -240,39 +251,58 @@ class _Pass:
         return 0
 
     def _train(self, method: LossMethod) -> int:
-        wrapped = UnlearningModule(self.module, method)
+        digest = weights_digest(self.module)
+        wrapped = UnlearningModule(self.module, method, adapter=self.settings.adapter)
         limits: dict[str, Any] = {"max_steps": method.max_steps, "max_epochs": method.max_epochs}
         limits = {key: value for key, value in limits.items() if value is not None}
+        if method.schedule is not None:
+            limits["reload_dataloaders_every_n_epochs"] = 1
+        stops = PassStops(method, self.data)
+        self.notes += stops.notes
         trainer = self.trainers.make(**limits, limit_val_batches=0, num_sanity_val_steps=0)
         check_unmonitored(vars(trainer)["callbacks"])  # a factory's Trainer is seen here for the first time
         if trainer.world_size > 1 and self.entry_id is not None:
             # Every process runs the whole pass, and would write a ledger entry of its own.
             rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"
             raise UnsupportedStrategyError(expected("trainer", rule, got, "Repair with devices=1."))
-        add_callbacks(trainer, self._repair_recorder(trainer.world_size))
+        add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(method, trainer.world_size)])
         try:
             with warnings.catch_warnings():
-                # Validation is switched off on purpose; that there is no loader for it is no news.
+                # Validation is switched off on purpose; that its loader or its step is missing is no news.
                 warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
+                warnings.filterwarnings("ignore", message=r"You passed in a `val_dataloader` but have no")
                 with preserved_modes(self.module):
                     _as_in_training(self.module)
-                    trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts))
+                    trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts, method.schedule))
             steps = int(trainer.global_step)
         finally:
             wrapped.unwrap()
-        if steps == 0:
+        self.notes += [*stops.reasons(), *method.remarks()]
+        self.broken |= stops.broken
+        if steps == 0 and not stops.ended_early:
             raise LightningUnlearnError(
                 expected("trainer", f"running at least one step of {method.name}", "zero steps", "Check its limits.")
             )
+        warn_if_unchanged(digest, weights_digest(self.module), method.name)
         return steps
 
     def _procedure(self, method: Procedure) -> int:
         before = weights_digest(self.module)
         trainers: list[Trainer] = []
 
-        def make(*, leave_out: Collection[int] | None = None, **overrides: Any) -> Trainer:
-            thinning = [] if leave_out is None else [LeaveOut(leave_out)]
-            trainers.append(self.trainers.make(callbacks=thinning, **overrides))
+        def make(
+            *,
+            leave_out: Collection[int] | None = None,
+            batches: Sequence[Sequence[int]] | None = None,
+            random_states: Callable[[int], RngState | None] | None = None,
+            **overrides: Any,
+        ) -> Trainer:
+            arranging: list[Callback] = []
+            if batches is not None:
+                arranging.append(RecordedOrder(batches, () if leave_out is None else leave_out, random_states))
+            elif leave_out is not None:
+                arranging.append(LeaveOut(leave_out))
+            trainers.append(self.trainers.make(callbacks=arranging, **overrides))
             return trainers[-1]
 
         _as_in_training(self.module)
@@ -280,7 +310,7 @@ class _Pass:
         warn_if_unchanged(before, weights_digest(self.module), method.name)
         return sum(int(trainer.global_step) for trainer in trainers)
 
-    def _repair_recorder(self, world_size: int) -> list[Callback]:
+    def _repair_recorder(self, method: LossMethod, world_size: int) -> list[Callback]:
         """Record training steps of a pass as well: the retain samples in them may be asked for next."""
         store = self.store
         if store is None or not self.settings.record:
@@ -293,7 +323,9 @@ class _Pass:
         name = {"key": "sample_keys", "batch": "sample_id"}.get(identity)
         identified = {name: getattr(self.settings, name)} if name else {}
         problem = None
-        if None in identified.values():
+        if not method.recordable:
+            problem = f"{method.name} changes weights outside its optimizer steps as well"
+        elif None in identified.values():
             problem = f"the store identifies samples by {identity}, so pass the recorder's `{name}` to `unlearn`"
         elif world_size not in (1, store.world_size):
             problem = f"the store was recorded by {store.world_size} processes, and this Trainer has {world_size}"

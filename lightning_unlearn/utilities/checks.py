@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-__all__ = ["check_choice", "check_fraction", "check_positive_int", "expected", "shorten"]
+__all__ = ["check_choice", "check_fraction", "check_positive", "check_positive_int", "expected", "shorten"]
 
 T = TypeVar("T")
 
@@ -54,6 +55,18 @@ def check_fraction(name: str, value: object, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not (0 < float(value) <= 1 or (zero and value == 0)):
         raise ValueError(expected(name, f"a fraction in {'[' if zero else '('}0, 1]", value))
     return float(value)
+
+
+def check_positive(name: str, value: object, *, zero: bool = False) -> float:
+    """Return `value` as a finite float above zero (or zero as well with `zero`), or raise `ValueError`.
+
+    >>> check_positive("alpha", 2)
+    2.0
+    """
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        raise ValueError(expected(name, f"a finite number {'of at least' if zero else 'above'} 0", value))
+    return number
 
 
 def check_positive_int(name: str, value: object, *, zero: bool = False) -> int:

@@ -56,6 +56,56 @@ def test_nothing_is_left_behind():
     assert sorted(row for batch in data for row in batch["index"].tolist()) == list(range(40))
 
 
+class Scheduled(BoringClassifier):
+    """Notes what an epoch leads to: rates, validations, and the number of optimizer steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates, self.validated, self.steps = [], 0, []
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    def on_train_epoch_start(self):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        self.steps.append(self.trainer.global_step)
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch_idx == 0
+
+
+@pytest.mark.parametrize("left_out", [range(4, 8), range(8, 12), [0, 1, 2, 3, 8, 9, 10, 11]], ids=str)
+def test_an_epoch_with_fewer_batches_ends_as_any_other(left_out):
+    def fit(callbacks, accumulate):
+        torch.manual_seed(0)
+        module = Scheduled()
+        batches = DataLoader(IdDataset(12), batch_size=4)
+        settings = {"accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0}
+        quiet_trainer(max_epochs=3, callbacks=callbacks, **settings).fit(
+            module, batches, DataLoader(IdDataset(4), batch_size=4)
+        )
+        return module
+
+    kept = 3 - len(left_out) // 4
+    for accumulate in (1, 2):
+        whole, thin = fit([], accumulate), fit([LeaveOut(left_out)], accumulate)
+        assert thin.rates == whole.rates == [1.0, 0.5, 0.25]
+        assert thin.validated == whole.validated == 3
+        assert thin.steps == [epoch * -(-kept // accumulate) for epoch in range(3)]
+
+
+def test_of_a_limited_epoch_no_more_is_seen_than_the_original_saw():
+    def fit(*callbacks):
+        torch.manual_seed(7)
+        model = BoringClassifier()
+        batches = DataLoader(IdDataset(40), batch_size=4)
+        quiet_trainer(max_epochs=2, limit_train_batches=5, callbacks=list(callbacks)).fit(model, batches)
+        return model.seen
+
+    assert fit(LeaveOut(range(4, 8))) == thinned(fit(), set(range(4, 8)))
+
+
 def test_iterable_data_is_refused():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

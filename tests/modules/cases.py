@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_unlearn.methods.base import LossMethod, as_loss
+from lightning_unlearn.methods.loss_method import LossMethod, as_loss
 
 FEATURES, CLASSES = 5, 3
 

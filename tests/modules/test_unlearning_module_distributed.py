@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import UnsupportedStrategyError
-from lightning_unlearn.methods.base import as_loss
+from lightning_unlearn.methods.loss_method import as_loss
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from tests.modules.cases import Joint, User, dataset, same, trainer, weights
 

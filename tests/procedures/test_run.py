@@ -423,7 +423,10 @@ def test_an_edit_without_deltas_has_nothing_to_add_back(trained):
         def compute_edit(self, context):
             return {"net.0.bias": torch.full((16,), 1e-3)}
 
-    result = unlearn(trained.model, [1], method=Nudge(), data=loaders(), store=trained.url, force=True)
+    # Unforced, and no warning: what the store predicts of a subtraction says nothing about this edit.
+    many = list(range(30))
+    assert DeletionRequest(many).plan(trained.store).refuses
+    result = unlearn(trained.model, many, method=Nudge(), data=loaders(), store=trained.url)
     entry = DeletionLedger.open(trained.store).entries[-1]
     assert entry.entry_id == result.entry_id
     assert dict(entry.amounts) == {}

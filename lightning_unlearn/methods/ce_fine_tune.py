@@ -1,0 +1,180 @@
+"""CE-FT and ICE-FT: cross-entropy against wrong labels as objective, or as penalty of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lightning_unlearn.methods.loss_method import (
+    ForgetStatistics,
+    OptimizerFactory,
+    StopRule,
+    UnlearningHost,
+    user_loss,
+    weighted_sum,
+)
+from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.types import Part
+from lightning_unlearn.utilities.checks import check_fraction
+
+__all__ = ["CEFineTune", "ICEFineTune"]
+
+
+@register
+class CEFineTune(Relabelling):
+    r"""CE-FT: the loss on relabelled forget data is the objective, that on the data to keep the penalty.
+
+    Rule: minimise :math:`L(\theta; x_f, y') + \alpha L(\theta; B_r)` with random wrong labels :math:`y'` (eq. 7 of the
+    paper's first version), L the user's own training loss. It is `LabelFlipping` at equal weights for
+    :math:`\alpha = 1`, up to the scale of the loss.
+
+    Guarantee: heuristic, as `LabelFlipping`.
+
+    Cost: two forward and backward passes a step.
+
+    Fails: as `LabelFlipping`, and more so, because the forget term weighs at least as much as the other. With the
+    defaults it took 4 to 11 points of test accuracy for 20 clean images of digits, `ICEFineTune` and `KLFineTune` (the
+    paper's remedies) a third of that.
+
+    Differs from the paper: there is no official code to compare with. The structure is confirmed by its public reviews,
+    the symbols are not; batches are paired, so an epoch is a pass over the longer part.
+
+    Args:
+        alpha: Weight of the retain term, in (0, 1]. 1 (ours: how the paper tunes it is not described), since less was
+            measured to cost more.
+        labels: `"wrong"` never draws the true class, as the paper has it; `"any"` may.
+        draw: `"batch"` or `"sample"`, see `Relabelling`; the paper's choice was not at hand.
+        seed: Seed of `draw="sample"`.
+        n_classes: Number of classes; counted in the model's logits unless it is given.
+        max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
+        max_epochs: Passes over the longer part instead.
+        optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
+        lr_scale: Factor on the user's learning rates; 0.03, because the first steps against wrong labels are large and
+            nothing here outweighs them.
+        stop: See `PushingMethod`.
+        check_every: Steps between two looks at the losses.
+        forget_statistics: See `ForgetStatistics`.
+
+    Source: Ding et al. 2024, arXiv 2410.03833, version 1; stopping rule ours.
+
+    >>> CEFineTune().alpha
+    1.0
+    """
+
+    source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        labels: Labels = "wrong",
+        draw: Draw = "batch",
+        seed: int = 0,
+        n_classes: int | None = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_scale: float = 0.03,
+        stop: StopRule = "held_out",
+        check_every: int = 1,
+        forget_statistics: ForgetStatistics = "auto",
+    ) -> None:
+        super().__init__(
+            labels=labels,
+            draw=draw,
+            seed=seed,
+            n_classes=n_classes,
+            max_steps=max_steps,
+            max_epochs=max_epochs,
+            optimizer=optimizer,
+            lr_scale=lr_scale,
+            stop=stop,
+            check_every=check_every,
+            forget_statistics=forget_statistics,
+        )
+        self.alpha = check_fraction("alpha", alpha)
+
+    def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
+        """The user's loss on the relabelled forget part, plus a share of that on the retain part."""
+        retain = user_loss(host, "retain", batch, batch_idx)
+        forget = self.relabelled_loss(host, batch, batch_idx)
+        return weighted_sum((self.alpha, retain), (1.0, forget))
+
+
+@register
+class ICEFineTune(Relabelling):
+    r"""ICE-FT: fine-tuning on the data to keep, with the loss on relabelled forget data as a penalty.
+
+    Rule: minimise :math:`L(\theta; B_r) + \alpha L(\theta; x_f, y')` with random wrong labels :math:`y'`: `CEFineTune`
+    with its terms exchanged.
+
+    Guarantee: heuristic, as `LabelFlipping`.
+
+    Cost: two forward and backward passes a step.
+
+    Fails: as `LabelFlipping`; with a small `alpha` it is fine-tuning, which forgets little.
+
+    Differs from the paper: its formula is never written there ("inverse of CE-FT"), so this is a reading (inferred).
+
+    Args:
+        alpha: Weight of the forget term, in (0, 1]. 0.05 (ours: how the paper tunes it is not described): on digits it
+            took 1 to 4 points of test accuracy for 20 clean images, and with `stop=None` forgot a class in 50 steps.
+        labels: `"wrong"` never draws the true class, as the paper has it; `"any"` may.
+        draw: `"batch"` or `"sample"`, see `Relabelling`; the paper's choice was not at hand.
+        seed: Seed of `draw="sample"`.
+        n_classes: Number of classes; counted in the model's logits unless it is given.
+        max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
+        max_epochs: Passes over the longer part instead.
+        optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
+        lr_scale: Factor on the user's learning rates; a tenth, because the first steps against wrong labels are large.
+        stop: See `PushingMethod`.
+        check_every: Steps between two looks at the losses.
+        forget_statistics: See `ForgetStatistics`.
+
+    Source: Ding et al. 2024, arXiv 2410.03833, version 1; formula inferred, stopping rule ours.
+
+    >>> ICEFineTune().alpha
+    0.05
+    """
+
+    source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.05,
+        labels: Labels = "wrong",
+        draw: Draw = "batch",
+        seed: int = 0,
+        n_classes: int | None = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_scale: float = 0.1,
+        stop: StopRule = "held_out",
+        check_every: int = 1,
+        forget_statistics: ForgetStatistics = "auto",
+    ) -> None:
+        super().__init__(
+            labels=labels,
+            draw=draw,
+            seed=seed,
+            n_classes=n_classes,
+            max_steps=max_steps,
+            max_epochs=max_epochs,
+            optimizer=optimizer,
+            lr_scale=lr_scale,
+            stop=stop,
+            check_every=check_every,
+            forget_statistics=forget_statistics,
+        )
+        self.alpha = check_fraction("alpha", alpha)
+
+    def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
+        """The user's loss on the retain part, plus a share of that on the relabelled forget part."""
+        retain = user_loss(host, "retain", batch, batch_idx)
+        forget = self.relabelled_loss(host, batch, batch_idx)
+        return weighted_sum((1.0, retain), (self.alpha, forget))

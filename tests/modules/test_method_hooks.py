@@ -1,0 +1,135 @@
+"""What the wrapper offers to methods: epochs of different parts, outputs, frozen twins, masks, beginning and end."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from lightning_unlearn.data.datamodule import UnlearningDataModule
+from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.methods import PartialUpdates
+from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod, as_loss
+from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from tests.modules.cases import CLASSES, User, loader, same, trainer, weights
+
+FORGET = [1, 4, 8, 15, 30]
+
+
+class Forwarding(User):
+    def forward(self, x):
+        return self.net(x)
+
+
+class InTurn(LossMethod):
+    """A pass over the forget data, then one over the retain data, and so on."""
+
+    guarantee: ClassVar = "heuristic"
+    source: ClassVar = "a test"
+    parts: ClassVar = ("forget", "retain")
+
+    def __init__(self, fail=False):
+        self._fail = fail
+        super().__init__(max_epochs=4)
+        self.seen, self.ended = [], 0
+
+    @property
+    def schedule(self):
+        return [("forget",), ("retain",), ("forget",), ("forget", "retain")]
+
+    def prepare(self, host):
+        self.twin = host.frozen_twin()
+
+    def finish(self, host):
+        self.ended += 1
+
+    def step(self, host, batch, batch_idx):
+        self.seen.append((host.current_epoch, tuple(batch), [len(part[0]) for part in batch.values()]))
+        if self._fail and host.current_epoch == 1:
+            raise RuntimeError("broken")
+        part = next(iter(batch))
+        return as_loss(host.user_step(part, batch[part], batch_idx))
+
+
+class Looks(PushingMethod):
+    """Compares statistics and outputs inside a step."""
+
+    guarantee: ClassVar = "heuristic"
+    source: ClassVar = "a test"
+    parts: ClassVar = ("forget",)
+
+    def __init__(self, **settings):
+        super().__init__(max_steps=2, **settings)
+        self.outputs = []
+
+    def step(self, host, batch, batch_idx):
+        before = host.net[1].running_mean.clone()
+        logits, targets = host.outputs_of("forget", batch["forget"])
+        self.outputs.append((logits.shape, targets.shape, not torch.equal(before, host.net[1].running_mean)))
+        return host.batch_adapter.loss(logits, targets)
+
+
+def run(method, model=None, **settings):
+    model = model or Forwarding()
+    wrapped = UnlearningModule(model, method)
+    data = UnlearningDataModule(loader(), FORGET, seed=1).with_parts(method.parts, method.schedule)
+    limits = {"max_steps": method.max_steps or -1, "max_epochs": method.max_epochs}
+    try:
+        trainer(**{**limits, **settings}).fit(wrapped, datamodule=data)
+    finally:
+        wrapped.unwrap()
+    return model
+
+
+def test_every_epoch_has_the_parts_of_the_schedule():
+    method = InTurn()
+    run(method, reload_dataloaders_every_n_epochs=1)
+    per_epoch = [[one for one in method.seen if one[0] == epoch] for epoch in range(4)]
+    assert [{parts for _, parts, _ in epoch} for epoch in per_epoch] == [
+        {("forget",)},
+        {("retain",)},
+        {("forget",)},
+        {("forget", "retain")},
+    ]
+    assert [sum(sizes[0] for _, _, sizes in epoch) for epoch in per_epoch[:3]] == [5, 35, 5]
+    assert method.ended == 1
+
+
+def test_a_trainer_that_keeps_its_loaders_is_refused():
+    with pytest.raises(UnsupportedStrategyError, match="reload_dataloaders_every_n_epochs"):
+        run(InTurn())
+
+
+def test_the_method_lets_go_after_an_exception_as_well():
+    method = InTurn(fail=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        run(method, reload_dataloaders_every_n_epochs=1)
+    assert method.ended == 1
+
+
+def test_a_frozen_twin_stays_what_the_module_was():
+    model, method = Forwarding(), InTurn()
+    start = weights(model)
+    run(method, model, reload_dataloaders_every_n_epochs=1)
+    assert type(method.twin) is Forwarding
+    assert same(weights(method.twin), start)
+    assert not same(weights(model), start)
+    assert not any(module.training for module in method.twin.modules())
+    assert not any(parameter.requires_grad for parameter in method.twin.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("statistics", "learnt"), [("auto", False), ("running", False), ("batch", False), ("update", True)]
+)
+def test_running_statistics_follow_forget_batches_only_if_told_to(statistics, learnt):
+    model, method = Forwarding(), Looks(forget_statistics=statistics)
+    before = model.net[1].running_mean.clone()
+    run(method, model)
+    assert method.outputs == [((5, CLASSES), (5,), learnt)] * 2
+    assert torch.equal(model.net[1].running_mean, before) is not learnt
+
+
+def test_hooks_come_off_the_optimizer_and_masks_begin_anew():
+    method = Looks().with_updates(PartialUpdates(0.3, "cyclic"))
+    first, second = run(method), run(method)
+    assert same(weights(first), weights(second))
