@@ -59,7 +59,7 @@ class BadTeacher(PushingMethod):
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours; the code has one epoch).
         max_epochs: Passes over the longer part instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
-        lr_scale: Factor on the user's learning rates; a third (ours: measured on digits; the code has Adam 1e-4).
+        lr_scale: Factor on the user's learning rates; a tenth (ours: measured on digits; the code has Adam 1e-4).
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
@@ -87,7 +87,7 @@ class BadTeacher(PushingMethod):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
+        lr_scale: float = 0.1,
         stop: StopRule = "held_out",
         check_every: int = 5,
         forget_statistics: ForgetStatistics = "auto",
