@@ -89,7 +89,7 @@ class BadTeacher(PushingMethod):
         optimizer: OptimizerFactory | None = None,
         lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         if max_steps is None and max_epochs is None:

@@ -72,7 +72,7 @@ class NegGradPlus(PushingMethod):
         optimizer: OptimizerFactory | None = None,
         lr_scale: float = 1 / 3,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         if max_steps is None and max_epochs is None:

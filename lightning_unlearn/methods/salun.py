@@ -92,7 +92,7 @@ class SalUn(Relabelling):
         optimizer: OptimizerFactory | None = None,
         lr_scale: float = 0.1,
         stop: StopRule = "held_out",
-        check_every: int = 5,
+        check_every: int = 1,
         forget_statistics: ForgetStatistics = "auto",
     ) -> None:
         super().__init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,43 +18,86 @@ from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 from lightning_unlearn.utilities.modes import evaluating, isolated_rng, preserved_buffers
 
-__all__ = ["probe_loss", "reestimate"]
+__all__ = ["ProbeData", "probe_loss", "reestimate"]
+
+
+class ProbeData:
+    """Some samples of a loader, drawn once, to look at a module's own training loss on them again and again.
+
+    Batches are read once and kept, so that random transforms do not blur what two looks compare.
+
+    Args:
+        loader: Data; its order and dropped batches do not matter.
+        max_samples: At most so many samples, drawn with `seed`.
+        seed: Seed of the draw and of random transforms.
+
+    Raises:
+        UnsupportedStrategyError: the data is iterable only.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, max_samples: int = 1000, seed: int = 0) -> None:
+        check_splittable(loader, "loader")
+        check_positive_int("max_samples", max_samples)
+        self.loader = loader
+        self.seed = seed
+        total = len(loader.dataset)  # type: ignore[arg-type]
+        self.positions: list[int] = np.random.default_rng(seed).permutation(total)[:max_samples].tolist()
+        self._batches: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def mean_loss(self, model: LightningModule) -> float | None:
+        """The mean of the module's own training loss, in eval mode; nothing is changed or logged.
+
+        Works in and outside a Trainer.
+
+        Returns:
+            Mean weighted by batch size, in the loss's own unit; `None` under manual optimization (such a step returns
+            no loss) and where the step skips every batch.
+        """
+        if self._batches is None:
+            with isolated_rng(self.seed):
+                self._batches = list(subset_loader(self.loader, self.positions, part=None))
+        found = _losses(model, self._batches, self.seed)
+        if not found:
+            return None
+        losses, sizes = zip(*found, strict=True)
+        return float(np.average(losses, weights=sizes))
+
+    def group_losses(self, model: LightningModule, size: int) -> list[float]:
+        """The mean losses of groups of `size` samples; an incomplete last group is left out.
+
+        Where the user's loader does not batch (its dataset gives whole batches), those of the batches.
+        """
+        drawn = subset_loader(self.loader, self.positions, part=None)
+        if drawn.batch_size is not None:
+            drawn = DataLoader(drawn.dataset, size, collate_fn=drawn.collate_fn, drop_last=True)
+        with isolated_rng(self.seed):
+            return [loss for loss, _ in _losses(model, list(drawn), self.seed)]
+
+
+def _losses(model: LightningModule, batches: Iterable[Any], seed: int) -> list[tuple[float, int]]:
+    """Loss and size of every batch that the module's step does not skip."""
+    if not model.automatic_optimization:
+        return []
+    found = []
+    with isolated_rng(seed), evaluating(model), preserved_buffers(model), silent_step(model) as step:
+        for batch_idx, batch in enumerate(batches):
+            loss = as_loss(step(batch, batch_idx))
+            if loss is not None:
+                found.append((float(loss.detach().double().mean()), leading_size(batch) or 1))
+    return found
 
 
 def probe_loss(
     model: LightningModule, loader: DataLoader[Any], *, max_samples: int = 1000, seed: int = 0
 ) -> float | None:
-    """The mean of the module's own training loss over some data, in eval mode; nothing is changed or logged.
+    """The mean of the module's own training loss over some data: one look of a `ProbeData`, and raises as that.
 
-    Works in and outside a Trainer. Random transforms of the data are drawn with `seed`, so two probes compare.
-
-    Args:
-        model: The user's module.
-        loader: Data; its order and dropped batches do not matter.
-        max_samples: At most so many samples, drawn with `seed`.
-        seed: Seed of the draw.
-
-    Returns:
-        Mean loss weighted by batch size, in the loss's own unit; `None` under manual optimization (such a step
-        returns no loss) and where the step skips every batch.
-
-    Raises:
-        UnsupportedStrategyError: the data is iterable only.
+    Random transforms of the data are drawn with `seed`, so two probes compare.
     """
-    check_splittable(loader, "loader")
-    check_positive_int("max_samples", max_samples)
-    if not model.automatic_optimization:
-        return None
-    total = len(loader.dataset)  # type: ignore[arg-type]
-    drawn = np.random.default_rng(seed).permutation(total)[:max_samples]
-    losses, weights = [], []
-    with isolated_rng(seed), evaluating(model), preserved_buffers(model), silent_step(model) as step:
-        for batch_idx, batch in enumerate(subset_loader(loader, drawn.tolist(), part=None)):
-            loss = as_loss(step(batch, batch_idx))
-            if loss is not None:
-                losses.append(float(loss.detach().double().mean()))
-                weights.append(leading_size(batch) or 1)
-    return float(np.average(losses, weights=weights)) if losses else None
+    return ProbeData(loader, max_samples=max_samples, seed=seed).mean_loss(model)
 
 
 def reestimate(

@@ -56,6 +56,7 @@ from lightning_unlearn.procedures.stopping import PassStops
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.utilities.batch_adapter import as_batch_adapter
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import process_rank
 from lightning_unlearn.utilities.modes import preserved_modes
@@ -257,7 +258,7 @@ class _Pass:
         limits = {key: value for key, value in limits.items() if value is not None}
         if method.schedule is not None:
             limits["reload_dataloaders_every_n_epochs"] = 1
-        stops = PassStops(method, self.data)
+        stops = PassStops(method, self.data, as_batch_adapter(self.settings.adapter))
         self.notes += stops.notes
         trainer = self.trainers.make(**limits, limit_val_batches=0, num_sanity_val_steps=0)
         check_unmonitored(vars(trainer)["callbacks"])  # a factory's Trainer is seen here for the first time

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -14,78 +16,147 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod
-from lightning_unlearn.modules.probe import probe_loss
+from lightning_unlearn.modules.probe import ProbeData
+from lightning_unlearn.procedures.reference import HeldOutReference, held_out_reference
+from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 
 __all__ = ["HeldOutStop", "NonFiniteStop", "PassStops"]
 
-_SAMPLES = 500
+_SAMPLES = 250
 
 
 class HeldOutStop(Callback):
-    """Ends a pass once the loss on the forget data is no longer below that on held-out data.
+    """Ends a pass that pushes: where the forget loss has reached that of held-out data, or before the model is damaged.
 
-    Both are the mean of the user's own training loss in eval mode, looked at before the first step and then after every
-    `every` steps, or at the end of some epochs. A module without such a loss (manual optimization, a step that skips
-    every batch) is never stopped.
+    Three losses are measured before the first step (the user's own, mean over some samples, in eval mode): on the
+    forget data, on held-out data and on the retain data; see `HeldOutReference`. From then on
+
+    - with `rule="held_out"` the pass ends once the forget loss is no longer below the held-out loss that the model
+      began with, which may be before the first step. Where that is no target for the forget data, only what follows;
+    - a step after which the retain loss is above `HeldOutReference.limit` is taken back, and ends the pass.
+
+    It is looked at after every `every` steps, from within the optimizer's step, so that a recorder sees what was taken
+    back; or at the end of some epochs, where nothing is taken back. A module without such a loss (manual optimization,
+    a step that skips every batch) is never stopped.
 
     Args:
         forget: The data to forget, in evaluation form.
         held_out: Data the model was not trained on, in evaluation form.
+        retain: The data to keep, in evaluation form.
+        rule: `"held_out"`, or `"retain"` to push as far as the retain data allow.
+        adapter: Tells the classes of batches.
         every: Steps between two looks; `None` looks at the end of epochs.
         epochs: The epochs to look at the end of; `None` for all.
         max_samples: At most so many samples of each.
 
     Attributes:
-        losses: Forget and held-out loss at the last look; `None` before it.
+        reference: The losses before the pass; `None` before it and where there are none.
+        forget_loss: The forget loss at the end.
         stopped_at: Steps after which the pass was ended, `None` where it was not.
+        taken_back: Whether the last steps were taken back.
     """
 
     def __init__(
         self,
         forget: DataLoader[Any],
         held_out: DataLoader[Any],
+        retain: DataLoader[Any],
         *,
-        every: int | None = 5,
+        rule: Literal["held_out", "retain"] = "held_out",
+        adapter: BatchAdapter | None = None,
+        every: int | None = 1,
         epochs: Collection[int] | None = None,
         max_samples: int = _SAMPLES,
     ) -> None:
-        self._forget = forget
-        self._held_out = held_out
+        self._forget = ProbeData(forget, max_samples=max_samples)
+        # More of these: whether forget losses lie above is decided by their rank among them.
+        self._held_out = ProbeData(held_out, max_samples=2 * max_samples)
+        self._retain = ProbeData(retain, max_samples=max_samples)
+        self._rule = rule
+        self._adapter = BatchAdapter() if adapter is None else adapter
         self._every = every
         self._epochs = epochs
-        self._max_samples = max_samples
-        self._looked_at = -1
-        self.losses: tuple[float, float] | None = None
+        self._steps = 0
+        self._good: list[tuple[Tensor, Tensor]] = []
+        self._stop_listening: list[Callable[[], None]] = []
+        self.reference: HeldOutReference | None = None
+        self.forget_loss = math.nan
         self.stopped_at: int | None = None
+        self.taken_back = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the first step."""
+        """Look before the first step, and from now on behind each."""
+        data = (self._forget, self._held_out, self._retain)
+        # Every process measures the same samples with the same weights; decided by the first all the same.
+        self.reference = trainer.strategy.broadcast(held_out_reference(pl_module, *data, self._adapter))
+        if self.reference is None:
+            return
+        self.forget_loss = self.reference.forget
         self._look(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look after every few steps."""
-        # Under accumulation several batches end at the same step.
-        if self._every and trainer.global_step % self._every == 0 and trainer.global_step != self._looked_at:
-            self._look(trainer, pl_module)
+        if self._every is not None and self.stopped_at is None:
+            self._keep(pl_module)
+            for optimizer in trainer.optimizers:
+                handle = optimizer.register_step_post_hook(lambda *_: self._after_step(trainer, pl_module))
+                self._stop_listening.append(handle.remove)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look after an epoch, where steps are not counted."""
         if self._every is None and (self._epochs is None or trainer.current_epoch in self._epochs):
+            self._steps = trainer.global_step
             self._look(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers, and of the copy of the weights."""
+        for stop_listening in self._stop_listening:
+            stop_listening()
+        self._stop_listening, self._good = [], []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As `on_train_end`."""
+        self.on_train_end(trainer, pl_module)
+
+    def _after_step(self, trainer: Trainer, module: LightningModule) -> None:
+        self._steps += 1
+        if self._every is not None and self._steps % self._every == 0 and self.stopped_at is None:
+            self._look(trainer, module)
+
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        self._looked_at = trainer.global_step
-        found = [probe_loss(module, one, max_samples=self._max_samples) for one in (self._forget, self._held_out)]
-        forget, held_out = found
-        reached = forget is not None and held_out is not None and forget >= held_out
-        if forget is not None and held_out is not None:
-            self.losses = forget, held_out
-        # Every process looks at the same samples with the same weights; decided together all the same.
-        if trainer.strategy.reduce_boolean_decision(reached, all=True):
-            self.stopped_at = trainer.global_step
-            trainer.should_stop = True
+        if self.reference is None:
+            return
+        if self._good:
+            retain = self._retain.mean_loss(module)
+            damaged = retain is not None and not retain <= self.reference.limit  # NaN is damage
+            if trainer.strategy.reduce_boolean_decision(damaged, all=False):
+                self._take_back()
+                self.taken_back = True
+                self._end(trainer)
+                return
+        if self._rule == "held_out" and self.reference.unlike is None:
+            forget = self._forget.mean_loss(module)
+            self.forget_loss = math.nan if forget is None else forget
+            if trainer.strategy.reduce_boolean_decision(self.forget_loss >= self.reference.held_out, all=True):
+                self._end(trainer)
+                return
+        if self._good:
+            self._keep(module)
+
+    def _end(self, trainer: Trainer) -> None:
+        self.stopped_at = self._steps
+        trainer.should_stop = True
+
+    @torch.no_grad()
+    def _keep(self, module: LightningModule) -> None:
+        if self._good:
+            for tensor, copy in self._good:
+                copy.copy_(tensor)
+            return
+        moving = chain((one for one in module.parameters() if one.requires_grad), module.buffers())
+        self._good = [(tensor.detach(), tensor.detach().clone()) for tensor in moving]
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        for tensor, copy in self._good:
+            tensor.copy_(copy)
 
 
 class NonFiniteStop(Callback):
@@ -115,18 +186,19 @@ class PassStops:
     Args:
         method: The method.
         data: The split data.
+        adapter: Tells the classes of batches.
 
     Attributes:
         callbacks: To be added to the pass's Trainer.
         notes: What is to be said before the pass; warned of as well.
     """
 
-    def __init__(self, method: LossMethod, data: UnlearningDataModule) -> None:
+    def __init__(self, method: LossMethod, data: UnlearningDataModule, adapter: BatchAdapter | None = None) -> None:
         self._name = method.name
         self._finite = NonFiniteStop()
         self._held_out: HeldOutStop | None = None
         self.notes: list[str] = []
-        if method.stop == "held_out":
+        if method.stop is not None:
             held_out = data.val_loader()
             if held_out is None:
                 self._warn(
@@ -137,7 +209,8 @@ class PassStops:
             else:
                 every = method.check_every if isinstance(method, PushingMethod) else 1
                 epochs = [epoch for epoch, parts in enumerate(method.schedule or ()) if "retain" in parts] or None
-                self._held_out = HeldOutStop(data.forget_loader(), held_out, every=every, epochs=epochs)
+                loaders = data.forget_loader(), held_out, data.retain_loader()
+                self._held_out = HeldOutStop(*loaders, rule=method.stop, adapter=adapter, every=every, epochs=epochs)
         self.callbacks: list[Callback] = [self._finite, *([self._held_out] if self._held_out is not None else [])]
 
     @property
@@ -159,12 +232,25 @@ class PassStops:
             warnings.warn(text, UnlearningWarning, stacklevel=2)
             return [text]
         stop = self._held_out
-        if stop is None or stop.stopped_at is None or stop.losses is None:
-            return []
-        when = f"after {stop.stopped_at} steps" if stop.stopped_at else "before the first step"
-        forget, held_out = stop.losses
-        seen = f"the loss on the forget data ({forget:.3f}) had reached that on validation data ({held_out:.3f})"
-        return [f"{self._name} was ended {when}: {seen}, as in a model that never saw them."]
+        return [] if stop is None or stop.reference is None else list(self._of_held_out(stop, stop.reference))
+
+    def _of_held_out(self, stop: HeldOutStop, before: HeldOutReference) -> Iterator[str]:
+        if before.unlike is not None:
+            yield (
+                f"The held-out loss was no target for {self._name} on these forget data, because {before.unlike}: it "
+                "pushed on as far as its steps and the data to keep allowed."
+            )
+        if stop.taken_back:
+            yield (
+                f"{self._name} was ended by step {stop.stopped_at}, which was taken back: with it the loss on the data "
+                f"to keep rose above {before.limit:.3f}, from {before.retain:.3f}. A smaller `lr_scale` goes further."
+            )
+        elif stop.stopped_at is not None:
+            when = f"after {stop.stopped_at} steps" if stop.stopped_at else "before the first step"
+            yield (
+                f"{self._name} was ended {when}: the loss on the forget data ({stop.forget_loss:.3f}) had reached that "
+                f"on held-out data ({before.held_out:.3f}), as in a model that never saw them."
+            )
 
     def _warn(self, text: str) -> None:
         self.notes.append(text)
