@@ -219,9 +219,9 @@ class PushingMethod(LossMethod):
       (validation) data, as in a model that never saw them; before the first step if it is there already. That is no
       target for whole classes, nor for data whose losses lie clearly above held-out ones to begin with (wrong labels):
       there the pass goes on to its last step, or to what follows.
-    - With either rule a step is taken back, and ends the pass, after which the loss on the retain data is above what
-      held-out data had at first (and above 1.25 times its own beginning). `stop="retain"` has this limit alone: for
-      data that held-out data say nothing about, such as a trigger.
+    - With either rule a step is taken back, and ends the pass, that damages the model: the loss on the retain data has
+      come more than half-way to the one on held-out data at first, or that has risen by half. `stop="retain"` has this
+      limit alone: for data that held-out data say nothing about, such as a trigger.
 
     The rules are ours (heuristic), not the papers'.
 

@@ -23,7 +23,7 @@ _GROUP = 4
 """Samples of which one loss is taken in the comparison: a step of one sample is more than some modules can do."""
 
 _LEVEL = 0.01
-_SLACK = 1.25
+_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +34,37 @@ class HeldOutReference:
         forget: On the forget data.
         held_out: On held-out data.
         retain: On the retain data.
-        unlike: Why the held-out loss is no target for the forget data; `None` where it is one.
+        whole_classes: Whether the forget data are whole classes, of which held-out data have samples as well.
+        above: Whether losses on the forget data lie above those on held-out data already.
     """
 
     forget: float
     held_out: float
     retain: float
-    unlike: str | None = None
+    whole_classes: bool = False
+    above: bool = False
 
     @property
-    def limit(self) -> float:
-        """The retain loss above which the model has been damaged: what it keeps is like what it never saw.
+    def is_target(self) -> bool:
+        """Whether the held-out loss is what a model that never saw the forget data can be expected to have on them."""
+        return not (self.whole_classes or self.above)
 
-        At least a quarter above where it began, so that a model that generalises perfectly may be touched at all.
+    def damage(self, retain: float | None, held_out: float | None) -> str | None:
+        """What is wrong with a model that has these losses now; `None` for nothing.
+
+        That is: the retain loss is more than half-way to the held-out loss it began with, or (where no whole classes
+        go) the held-out loss is up by half of itself. Losses may be near each other or negative, so the retain loss may
+        always rise by half of itself. NaN is damage.
         """
-        return max(self.held_out, _SLACK * self.retain)
+        for name, now, before, rise in (
+            ("the data to keep", retain, self.retain, max(self.held_out - self.retain, abs(self.retain))),
+            ("held-out data", held_out, self.held_out, abs(self.held_out)),
+        ):
+            if self.whole_classes and name == "held-out data":
+                continue
+            if now is not None and not now <= before + _SHARE * rise:
+                return f"the loss on {name} rose from {before:.3g} to {now:.3g}"
+        return None
 
 
 def held_out_reference(
@@ -68,13 +84,11 @@ def held_out_reference(
         return None
     found = HeldOutReference(losses[0], losses[1], losses[2])
     if whole_classes(adapter, forget.loader, retain.loader):
-        return replace(found, unlike="they are whole classes")
+        return replace(found, whole_classes=True)
     if found.forget > found.held_out:
         size = max(1, min(_GROUP, len(forget)))
         groups = [data.group_losses(module, size) for data in (forget, held_out)]
-        if float(mannwhitneyu(*groups, alternative="greater").pvalue) < _LEVEL:
-            why = f"the loss on them ({found.forget:.3f}) lies above that ({found.held_out:.3f}) already"
-            return replace(found, unlike=why)
+        return replace(found, above=float(mannwhitneyu(*groups, alternative="greater").pvalue) < _LEVEL)
     return found
 
 

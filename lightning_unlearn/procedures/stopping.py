@@ -33,7 +33,7 @@ class HeldOutStop(Callback):
 
     - with `rule="held_out"` the pass ends once the forget loss is no longer below the held-out loss that the model
       began with, which may be before the first step. Where that is no target for the forget data, only what follows;
-    - a step after which the retain loss is above `HeldOutReference.limit` is taken back, and ends the pass.
+    - a step that damages the model (`HeldOutReference.damage`) is taken back, and ends the pass.
 
     It is looked at after every `every` steps, from within the optimizer's step, so that a recorder sees what was taken
     back; or at the end of some epochs, where nothing is taken back. A module without such a loss (manual optimization,
@@ -53,7 +53,7 @@ class HeldOutStop(Callback):
         reference: The losses before the pass; `None` before it and where there are none.
         forget_loss: The forget loss at the end.
         stopped_at: Steps after which the pass was ended, `None` where it was not.
-        taken_back: Whether the last steps were taken back.
+        damage: Why the last steps were taken back; `None` where they were not.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HeldOutStop(Callback):
         # More of these: whether forget losses lie above is decided by their rank among them.
         self._held_out = ProbeData(held_out, max_samples=2 * max_samples)
         self._retain = ProbeData(retain, max_samples=max_samples)
-        self._rule = rule
+        self.rule = rule
         self._adapter = BatchAdapter() if adapter is None else adapter
         self._every = every
         self._epochs = epochs
@@ -82,7 +82,7 @@ class HeldOutStop(Callback):
         self.reference: HeldOutReference | None = None
         self.forget_loss = math.nan
         self.stopped_at: int | None = None
-        self.taken_back = False
+        self.damage: str | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the first step, and from now on behind each."""
@@ -124,14 +124,13 @@ class HeldOutStop(Callback):
         if self.reference is None:
             return
         if self._good:
-            retain = self._retain.mean_loss(module)
-            damaged = retain is not None and not retain <= self.reference.limit  # NaN is damage
-            if trainer.strategy.reduce_boolean_decision(damaged, all=False):
+            now = self._retain.mean_loss(module), self._held_out.mean_loss(module)
+            self.damage = trainer.strategy.broadcast(self.reference.damage(*now))
+            if self.damage is not None:
                 self._take_back()
-                self.taken_back = True
                 self._end(trainer)
                 return
-        if self._rule == "held_out" and self.reference.unlike is None:
+        if self.rule == "held_out" and self.reference.is_target:
             forget = self._forget.mean_loss(module)
             self.forget_loss = math.nan if forget is None else forget
             if trainer.strategy.reduce_boolean_decision(self.forget_loss >= self.reference.held_out, all=True):
@@ -235,15 +234,18 @@ class PassStops:
         return [] if stop is None or stop.reference is None else list(self._of_held_out(stop, stop.reference))
 
     def _of_held_out(self, stop: HeldOutStop, before: HeldOutReference) -> Iterator[str]:
-        if before.unlike is not None:
+        if stop.rule == "held_out" and not before.is_target:
+            why = "they are whole classes"
+            if before.above:
+                why = f"the loss on them ({before.forget:.3f}) was above it ({before.held_out:.3f}) to begin with"
             yield (
-                f"The held-out loss was no target for {self._name} on these forget data, because {before.unlike}: it "
-                "pushed on as far as its steps and the data to keep allowed."
+                f"The held-out loss was no target for {self._name} on these forget data, because {why}: it pushed on "
+                "as far as its steps and the other data allowed."
             )
-        if stop.taken_back:
+        if stop.damage is not None:
             yield (
-                f"{self._name} was ended by step {stop.stopped_at}, which was taken back: with it the loss on the data "
-                f"to keep rose above {before.limit:.3f}, from {before.retain:.3f}. A smaller `lr_scale` goes further."
+                f"{self._name} was ended by step {stop.stopped_at}, which was taken back: {stop.damage}. A smaller "
+                "`lr_scale` may go further."
             )
         elif stop.stopped_at is not None:
             when = f"after {stop.stopped_at} steps" if stop.stopped_at else "before the first step"
