@@ -4,8 +4,10 @@ r"""Every applicable method side by side, with the package's defaults, next to r
     uv run python examples/compare_methods.py --dataset fashion-mnist --scenario class --data-root DATA
 
 For each seed a network is trained and recorded, retrained without the samples (a twin: same start, same batches), and
-unlearned by every method. The row `another seed` is a retraining from another start: what differs by no more than that
-is noise. `--json` and `--markdown` write the figures.
+unlearned by every method; those that subtract recorded deltas a second time with the repair that their plans ask for.
+The row `another seed` is a retraining from another start: what differs by no more than that is noise. `--json` and
+`--markdown` write the figures. `--stop retain` pushes on where held-out data say nothing about the forgotten samples,
+as with a trigger.
 
 A LightningModule and a LightningDataModule of your own are compared in the same way; they are imported, not changed:
 
@@ -24,7 +26,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,18 @@ from torch import Tensor
 
 from lightning_unlearn import DeltaRecorder, UnlearningDataModule, unlearn
 from lightning_unlearn.exceptions import LightningUnlearnError
-from lightning_unlearn.methods import METHODS, Procedure, Requirement, Retrain, UnlearningMethod
+from lightning_unlearn.methods import (
+    METHODS,
+    FineTune,
+    LossMethod,
+    Procedure,
+    PushingMethod,
+    Requirement,
+    Retrain,
+    UnlearningMethod,
+)
 from lightning_unlearn.procedures.compare import compare_models
+from lightning_unlearn.procedures.planning import subtracts
 
 QUIET = {
     "logger": False,
@@ -59,6 +72,17 @@ COLUMNS = (
     "speedup",
 )
 Row = dict[str, float | str]
+AVAILABLE = frozenset(
+    {
+        Requirement.DELTAS,
+        Requirement.DENSE_DELTAS,
+        Requirement.FORGET_DATA,
+        Requirement.RETAIN_DATA,
+        Requirement.VALIDATION_DATA,
+        Requirement.INITIAL_WEIGHTS,
+    }
+)
+"""What there is here; a user's checkpoints, or an ensemble, are not."""
 
 
 def from_file(where: str) -> Any:
@@ -88,6 +112,7 @@ def one_seed(
     names: list[str],
     true_targets: Tensor | None,
     accelerator: str,
+    stop: str | None = None,
 ) -> dict[str, Row]:
     """Train, retrain, unlearn by every method, and compare; label -> figures, or why there are none."""
     trainer = {"max_epochs": epochs, "accelerator": accelerator, "devices": 1, **QUIET}
@@ -97,7 +122,7 @@ def one_seed(
         recorder = DeltaRecorder(store, keep=1.0, value_dtype="float32")
         Trainer(**trainer, callbacks=[recorder]).fit(original, datamodule=make_data())
 
-        def run(method: UnlearningMethod) -> LightningModule:
+        def run(method: UnlearningMethod, then: LossMethod | None = None) -> LightningModule:
             arguments = trainer if isinstance(method, Procedure) else {**trainer, "max_epochs": None}
             given = {name: value for name, value in arguments.items() if value is not None}
             return unlearn(
@@ -107,6 +132,7 @@ def one_seed(
                 data=make_data(),
                 store=store,
                 trainer=given,
+                then=then,
                 seed=seed,
                 record=False,
                 probe_samples=0,
@@ -120,14 +146,12 @@ def one_seed(
         Trainer(**trainer).fit(other, datamodule=split.retain_only())
         models: dict[str, LightningModule] = {"original": original, "retrained": twin, "another seed": other}
         seconds, failed = {"retrained": retraining}, dict[str, Row]()
-        for name in names:
-            method = METHODS[name]()
-            if method.missing(set(Requirement) - {Requirement.CHECKPOINTS}) or isinstance(method, Retrain):
-                continue
+        for label, method, then in passes(names, stop):
             try:
-                models[name], seconds[name] = timed(lambda method=method: run(method))
+                models[label], seconds[label] = timed(partial(run, method, then))
             except (LightningUnlearnError, ValueError) as error:
-                failed[name] = {"failed": str(error)}
+                reason = "forgets whole classes only" if method.forgets == "classes" else str(error)
+                failed[label] = {"failed": reason}
     split = UnlearningDataModule(make_data(), forget)
     data = {"forget": split.forget_loader(), "retain": split.retain_loader(), "test": split.test_loader()}
     rows: dict[str, Row] = dict(compare_models(models, data, reference="retrained", true_targets=true_targets))
@@ -137,6 +161,19 @@ def one_seed(
     for name in same:
         rows[name]["failed"] = "changed nothing"
     return rows | failed
+
+
+def passes(names: list[str], stop: str | None) -> Iterator[tuple[str, UnlearningMethod, LossMethod | None]]:
+    """Label, method and repair of everything that is run."""
+    for name in names:
+        known = METHODS[name]
+        settings = {"stop": stop} if stop is not None and issubclass(known, PushingMethod) else {}
+        method = known(**settings)
+        if method.missing(AVAILABLE) or isinstance(method, Retrain):
+            continue
+        yield name, method, None
+        if subtracts(method):
+            yield f"{name}, repaired", method, FineTune()
 
 
 def is_same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -184,6 +221,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder that holds FashionMNIST/raw or cifar-10-batches-py")
     parser.add_argument("--methods", help="names, separated by commas; all by default")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stop", choices=["held_out", "retain"], help="for methods that push; theirs by default")
     parser.add_argument("--module", help="file.py:Name of a LightningModule that needs no arguments")
     parser.add_argument("--datamodule", help="file.py:Name of a LightningDataModule that needs no arguments")
     parser.add_argument("--forget", help="positions in the training data, separated by commas, for --module")
@@ -206,9 +244,11 @@ def main() -> None:
             task = make_task(arguments.dataset, arguments.scenario, seed, arguments.data_root)
             make_module, make_data = network_for(task), lambda task=task: Data(task)
             forget, epochs, true = task.forget, arguments.max_epochs or task.epochs, task.true_targets
-        runs.append(one_seed(seed, make_module, make_data, forget, epochs, names, true, arguments.accelerator))
+        shared = names, true, arguments.accelerator, arguments.stop
+        runs.append(one_seed(seed, make_module, make_data, forget, epochs, *shared))
     rows = merged(runs)
-    title = arguments.module or f"{arguments.dataset}, {arguments.scenario}, {arguments.seeds} seeds"
+    title = arguments.module or f"{arguments.dataset}, {arguments.scenario}"
+    title += f", {arguments.seeds} seeds" + (f", stop={arguments.stop!r}" if arguments.stop else "")
     header, cells = lines(rows)
     table = Table(*header, title=title)
     for row in cells:

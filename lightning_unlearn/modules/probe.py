@@ -74,7 +74,8 @@ class ProbeData:
         if drawn.batch_size is not None:
             drawn = DataLoader(drawn.dataset, size, collate_fn=drawn.collate_fn, drop_last=True)
         with isolated_rng(self.seed):
-            return [loss for loss, _ in _losses(model, list(drawn), self.seed)]
+            batches = list(drawn)
+        return [loss for loss, _ in _losses(model, batches, self.seed)]
 
 
 def _losses(model: LightningModule, batches: Iterable[Any], seed: int) -> list[tuple[float, int]]:

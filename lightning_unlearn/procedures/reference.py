@@ -16,6 +16,7 @@ from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.modules.probe import ProbeData
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.modes import isolated_rng
 
 __all__ = ["HeldOutReference", "held_out_reference", "whole_classes"]
 
@@ -23,6 +24,7 @@ _GROUP = 4
 """Samples of which one loss is taken in the comparison: a step of one sample is more than some modules can do."""
 
 _LEVEL = 0.01
+_RANKED = 500
 _SHARE = 0.5
 
 
@@ -87,7 +89,9 @@ def held_out_reference(
         return replace(found, whole_classes=True)
     if found.forget > found.held_out:
         size = max(1, min(_GROUP, len(forget)))
-        groups = [data.group_losses(module, size) for data in (forget, held_out)]
+        # More held-out samples than for a mean: one forget sample has to be above a hundred others to tell.
+        others = ProbeData(held_out.loader, max_samples=_RANKED)
+        groups = [data.group_losses(module, size) for data in (forget, others)]
         return replace(found, above=float(mannwhitneyu(*groups, alternative="greater").pvalue) < _LEVEL)
     return found
 
@@ -100,9 +104,10 @@ def whole_classes(
     False as well where the batches do not tell one class a sample.
     """
     try:
-        asked = set(chain.from_iterable(_classes(adapter, forget)))
-        drawn = ProbeData(retain, max_samples=max_samples).positions
-        return not any(asked & set(batch) for batch in _classes(adapter, subset_loader(retain, drawn, part=None)))
+        with isolated_rng(0):  # a loader draws a seed whenever it is gone through
+            asked = set(chain.from_iterable(_classes(adapter, forget)))
+            drawn = subset_loader(retain, ProbeData(retain, max_samples=max_samples).positions, part=None)
+            return not any(asked & set(batch) for batch in _classes(adapter, drawn))
     except MissingRequirementError:
         return False
 

@@ -22,7 +22,7 @@ from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 
 __all__ = ["HeldOutStop", "NonFiniteStop", "PassStops"]
 
-_SAMPLES = 250
+_SAMPLES = 200
 
 
 class HeldOutStop(Callback):
@@ -69,8 +69,7 @@ class HeldOutStop(Callback):
         max_samples: int = _SAMPLES,
     ) -> None:
         self._forget = ProbeData(forget, max_samples=max_samples)
-        # More of these: whether forget losses lie above is decided by their rank among them.
-        self._held_out = ProbeData(held_out, max_samples=2 * max_samples)
+        self._held_out = ProbeData(held_out, max_samples=max_samples)
         self._retain = ProbeData(retain, max_samples=max_samples)
         self.rule = rule
         self._adapter = BatchAdapter() if adapter is None else adapter

@@ -11,8 +11,8 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods import LossMethod, PushingMethod
 from lightning_unlearn.methods.loss_method import as_loss
+from lightning_unlearn.modules.probe import ProbeData
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
-from lightning_unlearn.procedures import stopping
 from lightning_unlearn.procedures.stopping import HeldOutStop
 from tests.modules.cases import User, dataset, loader, trainer
 
@@ -168,12 +168,13 @@ class Pushes(PushingMethod):
 def test_epochs_are_looked_at_where_steps_are_not_counted(monkeypatch, reached_at, ended_at):
     source, looked = UnlearningDataModule(loader(), FORGET), []
 
-    def scripted(module, data, **settings):
+    def scripted(data, module):
         looked.append(module.global_step)
-        return float(reached_at is not None and module.global_step >= reached_at) if len(data.dataset) == 14 else 0.5
+        return float(reached_at is not None and module.global_step >= reached_at) if len(data) == len(FORGET) else 0.5
 
-    monkeypatch.setattr(stopping, "probe_loss", scripted)
-    looks = HeldOutStop(source.forget_loader(), source.retain_loader(), every=None, epochs=[2, 4])
+    monkeypatch.setattr(ProbeData, "mean_loss", scripted)
+    loaders = source.forget_loader(), source.retain_loader(), source.retain_loader()
+    looks = HeldOutStop(*loaders, every=None, epochs=[2, 4])
     _, fitted = run(Pushes(), callbacks=[looks])
     # two steps an epoch over the forget data, four over the retain data; never in or after the former
     assert fitted.global_step == ended_at

@@ -10,9 +10,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.api import unlearn
+from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.exceptions import NoEffectWarning, UnlearningWarning
 from lightning_unlearn.methods import GradientAscent, NegGradPlus
+from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
+from tests.helpers.recorded import datasets, record
+from tests.helpers.recorded import loaders as recorded_loaders
 
 FORGET = list(range(12))
 
@@ -83,15 +87,14 @@ def test_the_pass_ends_where_the_forget_loss_meets_that_of_held_out_data(trained
     (stage,) = result.stages
     assert 0 < stage.steps < 400
     assert stage.steps % method.check_every == 0
-    reached, held_out = loss(result.model, TRAIN, FORGET), loss(result.model, VAL)
+    reached, held_out = loss(result.model, TRAIN, FORGET), loss(trained, VAL)
     assert reached >= held_out
     (note,) = [one for one in result.notes if "was ended" in one]
     assert f"after {stage.steps} steps" in note
     assert f"({reached:.3f})" in note
     # one look earlier it had not got there
     shorter = type(method)(**{**method.settings, "max_steps": stage.steps - method.check_every, "stop": None})
-    before = forget(trained, shorter).model
-    assert loss(before, TRAIN, FORGET) < loss(before, VAL)
+    assert loss(forget(trained, shorter).model, TRAIN, FORGET) < held_out
 
 
 def test_what_was_never_learnt_is_not_pushed_at_all(trained):
@@ -101,6 +104,65 @@ def test_what_was_never_learnt_is_not_pushed_at_all(trained):
     assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), model.parameters(), strict=True))
     assert result.stages[0].steps == 0
     assert any("before the first step" in note for note in result.notes)
+
+
+def test_wrong_labels_that_were_not_learnt_are_pushed_though_their_loss_is_above(trained):
+    seed_everything(0, verbose=False)
+    model = Memorises(lr=0.02)
+    quiet_trainer(max_epochs=15).fit(model, loaders()["train"])
+    assert loss(model, TRAIN, FORGET) > 2 * loss(model, VAL)
+    result = forget(model, NegGradPlus(max_steps=6))
+    assert result.stages[0].steps == 6
+    assert loss(result.model, TRAIN, FORGET) > loss(model, TRAIN, FORGET)
+    assert any("no target for NegGradPlus" in note and "above it" in note for note in result.notes)
+
+
+def held(model):
+    """The losses on retain data and on held-out data."""
+    return loss(model, TRAIN, range(12, 96)), loss(model, VAL)
+
+
+def test_a_step_that_damages_the_model_is_taken_back(trained):
+    retain, held_out = held(trained)
+    limits = retain + 0.5 * (held_out - retain), 1.5 * held_out
+    result = forget(trained, NegGradPlus(max_steps=400, stop="retain"))
+    last = result.stages[0].steps
+    assert 5 < last < 400
+    assert all(now <= limit for now, limit in zip(held(result.model), limits, strict=True))
+    (note,) = [one for one in result.notes if "taken back" in one]
+    assert f"by step {last}" in note
+    # bit for bit the pass that is one step shorter; that step crosses a limit
+    shorter = forget(trained, NegGradPlus(max_steps=last - 1, stop=None)).model
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), shorter.parameters(), strict=True))
+    whole = forget(trained, NegGradPlus(max_steps=last, stop=None)).model
+    assert any(now > limit for now, limit in zip(held(whole), limits, strict=True))
+
+
+def test_looking_less_often_takes_back_more(trained):
+    result = forget(trained, NegGradPlus(max_steps=400, stop="retain", check_every=7))
+    assert result.stages[0].steps % 7 == 0
+    shorter = forget(trained, NegGradPlus(max_steps=result.stages[0].steps - 7, stop=None)).model
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), shorter.parameters(), strict=True))
+
+
+def test_a_recorder_sees_what_was_taken_back(tmp_path):
+    recorded = record(tmp_path, epochs=6)
+    before = recorded.store.n_steps
+    data = {"train": recorded_loaders()["train"], "val": DataLoader(datasets()[1], 64)}
+    method = NegGradPlus(max_steps=300, retain_weight=0.3, stop="retain")
+    result = forget(recorded.model, method, data=data, store=recorded.url)
+    assert any("taken back" in note for note in result.notes)
+    store = recorded.store
+    state = store.state_of(weights_digest(result.model))
+    assert state is not None
+    assert not state.drifted
+    change = accumulate(store, dict.fromkeys(range(before, store.n_steps), 1.0))
+    old = dict(recorded.model.named_parameters())
+    for name, parameter in result.model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(old[name] + change[name], parameter.double(), rtol=0, atol=1e-5)
+    last = store.read(store.n_steps - 1)
+    assert all(not delta.dense().any() for delta in last.values())
 
 
 def test_without_held_out_data_the_fixed_number_is_run_and_said(trained):
