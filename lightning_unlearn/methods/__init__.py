@@ -1,8 +1,18 @@
-"""Unlearning methods, one a file. Adding one touches its file and the export here."""
+"""Unlearning methods, one a file, and what it takes to write another: bases, contexts, `register`.
+
+A new method touches its file, the export here, and the names in the package's `__init__`.
+"""
 
 from lightning_unlearn.methods.amnesiac import Amnesiac
 from lightning_unlearn.methods.bad_teacher import BadTeacher
-from lightning_unlearn.methods.base import Procedure, Requirement, UnlearningMethod, WeightEdit
+from lightning_unlearn.methods.base import (
+    EditContext,
+    Procedure,
+    ProcedureContext,
+    Requirement,
+    UnlearningMethod,
+    WeightEdit,
+)
 from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
 from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
 from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
@@ -15,7 +25,7 @@ from lightning_unlearn.methods.kl_fine_tune import KLFineTune
 from lightning_unlearn.methods.l1_sparse import L1Sparse
 from lightning_unlearn.methods.label_flipping import LabelFlipping
 from lightning_unlearn.methods.last_layers import CatastrophicForgettingK
-from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod
+from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.neg_grad_plus import NegGradPlus
 from lightning_unlearn.methods.partial_amnesiac import PartialAmnesiac
 from lightning_unlearn.methods.partial_gradient_ascent import PartialGradientAscent
@@ -25,7 +35,7 @@ from lightning_unlearn.methods.registry import METHODS, get_method, register
 from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.methods.retention_masking import RetentionMasking
 from lightning_unlearn.methods.retrain import Retrain
-from lightning_unlearn.methods.rewind import Rewind
+from lightning_unlearn.methods.rewind import Rewind, RewindPlan, plan_rewind
 from lightning_unlearn.methods.salun import SalUn
 from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.methods.scrub_r import ScrubR
@@ -41,6 +51,7 @@ __all__ = [
     "BoundaryShrink",
     "CEFineTune",
     "CatastrophicForgettingK",
+    "EditContext",
     "ExactUnlearningK",
     "FineTune",
     "FisherForgetting",
@@ -57,20 +68,26 @@ __all__ = [
     "PartialLabelFlipping",
     "PartialUpdates",
     "Procedure",
+    "ProcedureContext",
     "PushingMethod",
     "Relabelling",
     "Requirement",
     "RetentionMasking",
     "Retrain",
     "Rewind",
+    "RewindPlan",
     "SalUn",
     "Scrub",
     "ScrubR",
     "SelectiveSynapticDampening",
     "SingleGradient",
+    "UnlearningHost",
     "UnlearningMethod",
     "Unsir",
     "WeightEdit",
     "get_method",
+    "plan_rewind",
     "register",
+    "user_loss",
+    "weighted_sum",
 ]
