@@ -53,9 +53,12 @@ if TYPE_CHECKING:
         ScrubR,
         SelectiveSynapticDampening,
         SingleGradient,
+        Sisa,
+        SisaEnsemble,
         Unsir,
         plan_rewind,
     )
+    from lightning_unlearn.methods.sisa_manifest import SisaPlan
     from lightning_unlearn.metrics import (
         JSToReference,
         KLToReference,
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.procedures.compare import compare_models
     from lightning_unlearn.procedures.guards import ProbeThresholds
     from lightning_unlearn.procedures.outcome import UnlearningResult
+    from lightning_unlearn.procedures.sisa import SisaTraining
     from lightning_unlearn.report import UnlearningReport
     from lightning_unlearn.results import EvaluationResult
     from lightning_unlearn.store.delta_store import DeltaStore
@@ -114,6 +118,10 @@ _HOMES = {
     "ScrubR": "methods",
     "SelectiveSynapticDampening": "methods",
     "SingleGradient": "methods",
+    "Sisa": "methods",
+    "SisaEnsemble": "methods",
+    "SisaPlan": "methods.sisa_manifest",
+    "SisaTraining": "procedures.sisa",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
     "UnlearningDataModule": "data.datamodule",
@@ -173,6 +181,10 @@ __all__ = [
     "ScrubR",
     "SelectiveSynapticDampening",
     "SingleGradient",
+    "Sisa",
+    "SisaEnsemble",
+    "SisaPlan",
+    "SisaTraining",
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
     "UnlearningDataModule",

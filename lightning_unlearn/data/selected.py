@@ -163,7 +163,7 @@ class SelectedDataModule(LightningDataModule):
     def __new__(cls, users: LightningDataModule, *args: Any, **kwargs: Any) -> Self:
         """An object of the class `(cls, class of the user's datamodule)` on the user's state."""
         check_shareable(type(users), "data")
-        instance: SelectedDataModule = on_same_state(facade_class(cls, type(users)), users.__dict__)
+        instance: Self = on_same_state(facade_class(cls, type(users)), users.__dict__)
         return instance
 
     def __init__(

@@ -40,6 +40,8 @@ from lightning_unlearn.methods.salun import SalUn
 from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.methods.scrub_r import ScrubR
 from lightning_unlearn.methods.single_gradient import SingleGradient
+from lightning_unlearn.methods.sisa import Sisa
+from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
 from lightning_unlearn.methods.unsir import Unsir
 
@@ -81,6 +83,8 @@ __all__ = [
     "ScrubR",
     "SelectiveSynapticDampening",
     "SingleGradient",
+    "Sisa",
+    "SisaEnsemble",
     "UnlearningHost",
     "UnlearningMethod",
     "Unsir",

@@ -53,6 +53,7 @@ class Requirement(enum.Enum):
     FORGET_DATA = "the data to forget: pass the training data as `data=`"
     VALIDATION_DATA = "validation data: pass `data={'train': ..., 'val': ...}`, or a datamodule with them"
     CHECKPOINTS = "checkpoints of the original training: pass `checkpoints=` to the method"
+    SHARDS = "a training by `SisaTraining`: pass its `folder=` and its `module_factory=` to the method"
     INITIAL_WEIGHTS = "the weights before training: pass `store=`, or a `module_factory` to the method"
 
 
@@ -167,9 +168,14 @@ class WeightEdit(UnlearningMethod):
 
 
 class Procedure(UnlearningMethod):
-    """A method that runs trainings of its own."""
+    """A method that runs trainings of its own.
+
+    Class attributes:
+        knows_length: Whether it asks its Trainers for a length itself, so that the user need not give one.
+    """
 
     cost: ClassVar[Cost] = "full training"
+    knows_length: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: ProcedureContext) -> LightningModule:
