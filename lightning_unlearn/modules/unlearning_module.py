@@ -242,8 +242,7 @@ class UnlearningModule(HostServices, Generic[M]):
             return
         masks = state.method.update_masks(self, state.iteration)
         if masks:
-            held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-            state.update.begin({parameter: mask for parameter, mask in masks.items() if parameter in held})
+            state.update.begin(masks)
 
     def _after_step(self, *args: Any) -> None:
         # A step that a gradient scaler skips does not come here, and has changed nothing.

@@ -129,7 +129,36 @@ def test_running_statistics_follow_forget_batches_only_if_told_to(statistics, le
     assert torch.equal(model.net[1].running_mean, before) is not learnt
 
 
-def test_hooks_come_off_the_optimizer_and_masks_begin_anew():
+class Counting(InTurn):
+    """Keeps the numbers of steps that masks are asked for."""
+
+    schedule: ClassVar = None
+    parts: ClassVar = ("retain",)
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def update_masks(self, host, iteration):
+        self.asked.append(iteration)
+        return super().update_masks(host, iteration)
+
+
+def test_every_fit_of_a_wrapper_begins_anew_and_ends_without_unwrapping():
+    method, model = Counting(), Forwarding()
+    wrapped = UnlearningModule(model, method)
+    for fits in (1, 2):
+        data = UnlearningDataModule(loader(), FORGET, seed=1).with_parts(method.parts)
+        fitted = trainer(max_steps=3)
+        fitted.fit(wrapped, datamodule=data)
+        assert method.asked == [0, 1, 2] * fits
+        assert method.ended == fits
+        assert not fitted.optimizers[0]._optimizer_step_post_hooks
+    wrapped.unwrap()
+    assert method.ended == 2
+
+
+def test_masks_are_the_same_in_every_pass():
     method = Looks().with_updates(PartialUpdates(0.3, "cyclic"))
     first, second = run(method), run(method)
     assert same(weights(first), weights(second))

@@ -544,7 +544,7 @@ def test_what_cannot_be_read_for_the_moment_is_not_called_damaged(tmp_path, monk
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError("denied"), OSError()])
-@pytest.mark.parametrize("what", ["segment", "anchor", "commit"])
+@pytest.mark.parametrize("what", ["segment", "anchor", "commit", "initial"])
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatch, what, where, error):
     store = make_store(tmp_path / "s" if where == "local" else f"memory://{uuid.uuid4().hex}")
@@ -556,7 +556,7 @@ def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatc
 
     def unreachable(method):
         def fail(files, name, *args):
-            if name.partition("/")[2].startswith(what):
+            if name.rpartition("/")[2].startswith(what):
                 raise error
             return method(files, name, *args)
 
