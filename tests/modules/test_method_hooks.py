@@ -94,6 +94,40 @@ def test_every_epoch_has_the_parts_of_the_schedule():
     assert method.ended == 1
 
 
+def test_behind_the_schedule_its_last_parts_stay():
+    method = InTurn()
+    run(method, reload_dataloaders_every_n_epochs=1, max_epochs=6)
+    assert {(epoch, parts) for epoch, parts, _ in method.seen if epoch > 2} == {
+        (epoch, ("forget", "retain")) for epoch in (3, 4, 5)
+    }
+
+
+class Orders(InTurn):
+    """Two passes over the retain data, whose rows it keeps."""
+
+    schedule: ClassVar = [("retain",), ("retain",)]
+    parts: ClassVar = ("retain",)
+
+    def __init__(self):
+        super().__init__()
+        self.max_epochs, self.rows = 2, ([], [])
+
+    def step(self, host, batch, batch_idx):
+        self.rows[host.current_epoch].extend(map(tuple, batch["retain"][0].tolist()))
+        return super().step(host, batch, batch_idx)
+
+
+def test_every_pass_over_a_part_has_an_order_of_its_own_that_the_seed_names():
+    first, again = Orders(), Orders()
+    for method in (first, again):
+        run(method, reload_dataloaders_every_n_epochs=1)
+    one, two = first.rows
+    assert first.rows == again.rows
+    assert one != two
+    assert sorted(one) == sorted(two)
+    assert len(set(one)) == 35
+
+
 def test_a_trainer_that_keeps_its_loaders_is_refused():
     with pytest.raises(UnsupportedStrategyError, match="reload_dataloaders_every_n_epochs"):
         run(InTurn())
