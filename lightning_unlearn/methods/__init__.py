@@ -16,6 +16,7 @@ from lightning_unlearn.methods.base import (
 from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
 from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
 from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
+from lightning_unlearn.methods.delta_grad import DeltaGrad
 from lightning_unlearn.methods.exact_unlearning_k import ExactUnlearningK
 from lightning_unlearn.methods.fine_tune import FineTune
 from lightning_unlearn.methods.fisher_forgetting import FisherForgetting
@@ -43,6 +44,7 @@ from lightning_unlearn.methods.single_gradient import SingleGradient
 from lightning_unlearn.methods.sisa import Sisa
 from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
+from lightning_unlearn.methods.unrolled_influence import UnrolledInfluence
 from lightning_unlearn.methods.unsir import Unsir
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "BoundaryShrink",
     "CEFineTune",
     "CatastrophicForgettingK",
+    "DeltaGrad",
     "EditContext",
     "ExactUnlearningK",
     "FineTune",
@@ -87,6 +90,7 @@ __all__ = [
     "SisaEnsemble",
     "UnlearningHost",
     "UnlearningMethod",
+    "UnrolledInfluence",
     "Unsir",
     "WeightEdit",
     "get_method",
