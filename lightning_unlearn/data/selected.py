@@ -88,7 +88,7 @@ class _WholeBatches(Sampler[list[int]]):
         elif self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             single = batches.pop()
             batches[-1] += single
-        return iter(batches)
+        yield from batches  # drawn with the first batch, as torch's own does: the same seed gives the same order
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)  # type: ignore[arg-type]

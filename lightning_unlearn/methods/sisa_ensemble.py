@@ -24,7 +24,7 @@ class SisaEnsemble(LightningModule):
     classifier's logits go (`evaluate`, `compare_models`, torchmetrics).
 
     Args:
-        members: The modules, at least one.
+        members: The modules, at least one; or shard -> module, so that a shard keeps its name when another is gone.
         vote: `"softmax"`; `"majority"` as the paper has it (ties are decided by the mean probabilities, which is ours);
             or `"mean"` of the answers as they are, for regression and several labels. See `aggregate_votes`.
         origin: The training the members come from; `Sisa` forgets in its own only.
@@ -41,12 +41,17 @@ class SisaEnsemble(LightningModule):
     """
 
     def __init__(
-        self, members: Sequence[LightningModule], *, vote: Vote = "softmax", origin: str | None = None
+        self,
+        members: Sequence[LightningModule] | Mapping[int, LightningModule],
+        *,
+        vote: Vote = "softmax",
+        origin: str | None = None,
     ) -> None:
         super().__init__()
         if not members:
             raise ValueError(expected("members", "at least one module", members))
-        self.members = nn.ModuleList(members)
+        named = members if isinstance(members, Mapping) else dict(enumerate(members))
+        self.members = nn.ModuleDict({str(shard): member for shard, member in named.items()})
         self.vote: Vote = check_choice("vote", vote, VOTES)
         self.origin = origin
         # No optimizer trains the members together; so nobody asks for the loss of a step either.
@@ -59,7 +64,8 @@ class SisaEnsemble(LightningModule):
             MissingRequirementError: a member answers with no tensor, and none under `logits`.
             ValueError: there are no classes to vote for.
         """
-        return aggregate_votes(torch.stack([_tensor(member(*args, **kwargs)) for member in self.members]), self.vote)
+        answers = [_tensor(member(*args, **kwargs)) for member in self.members.values()]
+        return aggregate_votes(torch.stack(answers), self.vote)
 
     def training_step(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: the members are trained one by one.

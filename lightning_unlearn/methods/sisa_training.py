@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Timer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 
 from lightning_unlearn.data.selected import SelectedDataModule
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnsupportedStrategyError
@@ -187,8 +187,8 @@ def ensemble_of(
         raise MissingRequirementError(expected("folder", rule, f"one without {missing[0]}", remedy))
     check_signature(factory, manifest)
     with seeded(manifest.seed, "members"):
-        members = [
-            restored(factory, folder.load(stages[-1].name, weights_only=weights_only))
-            for stages in manifest.stages().values()
-        ]
+        members = {
+            shard: restored(factory, folder.load(stages[-1].name, weights_only=weights_only))
+            for shard, stages in manifest.stages().items()
+        }
     return SisaEnsemble(members, vote=vote, origin=manifest.origin).eval()

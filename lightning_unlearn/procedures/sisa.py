@@ -170,12 +170,15 @@ class SisaTraining:
         return self._ensemble(manifest)
 
     def ensemble(self) -> SisaEnsemble:
-        """The trained modules in the folder, as one.
+        """The trained modules in the folder, as one; what a deletion stopped at its very end left there is removed.
 
         Raises:
             MissingRequirementError: a training or deletion is not finished.
         """
-        return self._ensemble(self._manifest())
+        manifest = self._manifest()
+        ensemble = self._ensemble(manifest)
+        self._folder.sweep(manifest)
+        return ensemble
 
     def _manifest(self) -> SisaManifest:
         manifest = self._folder.manifest()
