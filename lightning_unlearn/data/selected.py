@@ -179,9 +179,10 @@ class SelectedDataModule(LightningDataModule):
 
     @owned
     def train_dataloader(self) -> DataLoader[Any]:
-        """The seeded loader of the selected samples, a new one each time."""
+        """The seeded loader of the selected samples, a new one each time; reloaded ones go on to another order."""
         loader, positions, seed = self._chosen
-        return selected_loader(loader, positions, seed)
+        epoch = 0 if self._users.trainer is None else self._users.trainer.current_epoch
+        return selected_loader(loader, positions, seed + epoch)
 
     @owned
     def prepare_data(self) -> None:

@@ -48,7 +48,8 @@ class Sisa(Procedure):
 
     The folder is changed for good before the result is judged: the deletion is written first, checkpoints that saw the
     samples are removed once the new ones are there, and a rollback of the pass does not bring them back. A process that
-    was stopped in between is continued by the same request, or by `SisaTraining.fit`.
+    was stopped in between is continued by the same request, or by `SisaTraining.fit`. The manifest keeps the ids of the
+    forgotten samples, so that they are not taken for new ones.
 
     Differences from the official code: shards are divided by sample id, slices differ by one id at most, and no sample
     is dropped; every stage has an optimizer and schedule of its own, built by the module as in any fit (ours; the paper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,7 +19,10 @@ from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 __all__ = ["SisaFolder"]
 
 _MANIFEST = "sisa.json"
-_SHARD = "shard-"
+_SHARD = re.compile(r"shard-\d+")
+# Nothing else is ever removed, whatever a user keeps in the same folder.
+_CHECKPOINT = r"(start|slice-\d+)-[0-9a-f]{32}\.ckpt"
+_OURS = re.compile(rf"{_CHECKPOINT}|{re.escape(TEMPORARY_PREFIX)}({_CHECKPOINT}|{re.escape(_MANIFEST)})-[0-9a-f]+")
 
 
 class SisaFolder:
@@ -75,9 +79,10 @@ class SisaFolder:
     def stale(self, manifest: SisaManifest) -> list[str]:
         """Files that a manifest does not name: results that saw deleted samples, and what a killed process left."""
         named = self.named(manifest)
-        folders = [one for one in self._files.names() if one.startswith(_SHARD)]
-        found = [f"{folder}/{name}" for folder in folders for name in self._files.names(folder)]
-        return [*(one for one in found if one not in named), *self._unpublished()]
+        top = self._files.names()
+        found = [f"{folder}/{name}" for folder in top if _SHARD.fullmatch(folder) for name in self._files.names(folder)]
+        ours = [one for one in [*top, *found] if _OURS.fullmatch(one.rpartition("/")[2])]
+        return [one for one in ours if one not in named]
 
     def missing(self, manifest: SisaManifest) -> list[str]:
         """Checkpoints that a manifest names and that are not there."""
@@ -97,6 +102,3 @@ class SisaFolder:
             self._files.delete(name)
         for folder in sorted({name.rpartition("/")[0] for name in stale}):
             self._files.sync(folder)
-
-    def _unpublished(self) -> list[str]:
-        return [one for one in self._files.names() if one.startswith(TEMPORARY_PREFIX)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 
-from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.exceptions import StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.methods.sisa_manifest import SisaManifest
 from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.utilities.checks import expected, shorten
@@ -23,6 +24,7 @@ from lightning_unlearn.utilities.trainers import idle_trainer
 __all__ = [
     "ModuleFactory",
     "built",
+    "check_readable",
     "check_signature",
     "checkpoint_of",
     "restored",
@@ -132,6 +134,22 @@ def checkpoint_of(trainer: Trainer) -> bytes:
     trainer.strategy.checkpoint_io = kept
     trainer.save_checkpoint("in-memory.ckpt", weights_only=True)
     return kept.content
+
+
+def check_readable(factory: ModuleFactory, *, weights_only: bool) -> None:
+    """Find out before the training, rather than after it, whether its checkpoints can be loaded.
+
+    Raises:
+        UnsupportedStrategyError: what `save_hyperparameters` or the module's hooks put there is refused.
+    """
+    with seeded("readable"):
+        content = untrained_checkpoint(factory)
+    try:
+        torch.load(io.BytesIO(content), weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        rule = "a function that builds a module whose checkpoints hold tensors and plain values"
+        got, remedy = str(error).splitlines()[0], "Pass weights_only=False, or leave such hyper-parameters out."
+        raise UnsupportedStrategyError(expected("module_factory", rule, got, remedy)) from error
 
 
 def untrained_checkpoint(factory: ModuleFactory) -> bytes:

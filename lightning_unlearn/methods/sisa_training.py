@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
@@ -21,6 +19,7 @@ from lightning_unlearn.methods.sisa_folder import SisaFolder
 from lightning_unlearn.methods.sisa_manifest import SisaManifest, SisaStage
 from lightning_unlearn.methods.sisa_modules import (
     ModuleFactory,
+    check_readable,
     check_signature,
     checkpoint_of,
     restored,
@@ -66,12 +65,13 @@ class SisaTrainings:
 
         Raises:
             MissingRequirementError: as `SisaData.check`.
-            UnsupportedStrategyError: the Trainer has several processes, keeps checkpoints of its own, or stops by the
-                clock.
+            UnsupportedStrategyError: as `check_readable`; or the Trainer has several processes, keeps checkpoints of
+                its own, or stops by the clock.
             StoreMismatchError: as `SisaData.check`; or the factory builds a module of another shape.
         """
         self._data.check(manifest)
         check_signature(self._factory, manifest)
+        check_readable(self._factory, weights_only=self._weights_only)
         lacking = self._lacking(manifest)
         if lacking:
             self._checked = lacking[0].epochs, self._trainer(lacking[0].epochs)
@@ -114,8 +114,6 @@ class SisaTrainings:
             return
         with seeded(manifest.seed, shard, "start"):
             content = untrained_checkpoint(self._factory)
-        # Found out now rather than after hours: hyper-parameters may be objects that the loading refuses.
-        torch.load(io.BytesIO(content), weights_only=self._weights_only)
         self._folder.save(name, content)
 
     def _trained(self, manifest: SisaManifest, stage: SisaStage) -> bytes:

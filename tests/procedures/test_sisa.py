@@ -29,6 +29,7 @@ from tests.helpers.sisa import (
     SEEN,
     SHARDS,
     SLICES,
+    TRAINER,
     Noted,
     dataset,
     files,
@@ -274,6 +275,53 @@ def test_callbacks_come_to_every_fit_as_they_were_given(tmp_path):
     assert len(SEEN) >= 3 * 5
 
 
+def test_a_module_of_other_hyper_parameters_is_trusted_on_request(tmp_path):
+    settings = {"shards": 1, "slices": 2, "epochs": 3, "module_factory": Keeping, "weights_only": False}
+    training(tmp_path / "a", **settings).fit(loader(12))
+    ensemble = training(tmp_path / "a", **settings).unlearn([4], loader(12))
+    assert same(ensemble, training(tmp_path / "b", **settings).fit(loader(12), without=[4]))
+
+
+def test_what_else_is_in_the_folder_stays(copied):
+    for name in ("notes.txt", "shard-0/mine.ckpt", "shard-x/slice-0.ckpt"):
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("mine")
+    training(copied).unlearn([1], loader())
+    assert {"shard-0/mine.ckpt", "shard-x/slice-0.ckpt"} <= set(files(copied))
+    assert (copied / "notes.txt").exists()
+
+
+def test_reloaded_loaders_do_not_repeat_their_order(tmp_path):
+    SEEN.clear()
+    trainer = {**TRAINER, "reload_dataloaders_every_n_epochs": 1}
+    training(tmp_path, shards=1, slices=1, epochs=2, trainer=trainer).fit(loader(12))
+    assert SEEN[:3] != SEEN[3:6]
+    assert sorted(one for batch in SEEN[3:6] for one in batch) == list(range(12))
+
+
+def test_workers_are_seeded_as_well(tmp_path):
+    settings = {"shards": 1, "slices": 2, "epochs": 3}
+
+    def noisy():
+        return DataLoader(Noisy(), BATCH, shuffle=True, num_workers=1)
+
+    training(tmp_path / "a", **settings).fit(noisy())
+    torch.rand(3)
+    ensemble = training(tmp_path / "a", **settings).unlearn([4], noisy())
+    assert same(ensemble, training(tmp_path / "b", **settings).fit(noisy(), without=[4]))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Augments where it loads."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        x, y, position = dataset()[index]
+        return x + 0.1 * torch.randn(6), y, position
+
+
 def test_the_user_s_state_is_left_alone(tmp_path):
     data = loader(12, generator=torch.Generator().manual_seed(5))
     seed_everything(11, workers=False, verbose=False)
@@ -314,6 +362,14 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(range(ROWS))
 
 
+class Keeping(Noted):
+    """Its checkpoints hold a function."""
+
+    def __init__(self, keep=print):
+        super().__init__()
+        self.save_hyperparameters("keep")
+
+
 SHARED = Noted()
 REFUSED = {
     "few samples": (lambda: loader(5), {}, MissingRequirementError, "at least 6 samples"),
@@ -342,6 +398,7 @@ REFUSED = {
         "can be copied",
     ),
     "shared": (loader, {"module_factory": lambda: SHARED}, ValueError, "new module each time"),
+    "hyper-parameters": (loader, {"module_factory": Keeping}, UnsupportedStrategyError, "weights_only=False"),
     "module": (loader, {"module_factory": lambda: torch.nn.Linear(1, 1)}, TypeError, "LightningModule"),
 }
 
