@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from lightning import LightningDataModule
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.methods import PartialUpdates
 from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod, as_loss
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
-from tests.modules.cases import CLASSES, User, loader, same, trainer, weights
+from tests.modules.cases import CLASSES, User, dataset, loader, same, trainer, weights
 
 FORGET = [1, 4, 8, 15, 30]
 
@@ -128,9 +129,39 @@ def test_every_pass_over_a_part_has_an_order_of_its_own_that_the_seed_names():
     assert len(set(one)) == 35
 
 
-def test_a_trainer_that_keeps_its_loaders_is_refused():
-    with pytest.raises(UnsupportedStrategyError, match="reload_dataloaders_every_n_epochs"):
-        run(InTurn())
+class Doubling(LightningDataModule):
+    """With a transfer hook that knows the user's batches only."""
+
+    def train_dataloader(self):
+        return loader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return [2 * x, y]
+
+
+def test_the_users_transfer_hook_sees_single_parts_of_an_epoch_as_well():
+    class Keeps(InTurn):
+        def step(self, host, batch, batch_idx):
+            for part, piece in batch.items():
+                kept.setdefault((host.current_epoch, part), []).append(piece[0])
+            return super().step(host, batch, batch_idx)
+
+    kept, method = {}, Keeps()
+    data = UnlearningDataModule(Doubling(), FORGET, seed=1).with_parts(method.parts, method.schedule)
+    wrapped = UnlearningModule(Forwarding(), method)
+    trainer(max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(wrapped, datamodule=data)
+    x = dataset().tensors[0]
+    retain = [row for row in range(len(x)) if row not in FORGET]
+    for epoch, part, rows in ((0, "forget", FORGET), (1, "retain", retain), (3, "retain", retain)):
+        seen = torch.cat(kept[epoch, part])
+        assert sorted(seen[:, 0].tolist()) == sorted((2 * x[rows, 0]).tolist())
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_trainer_that_keeps_its_loaders_is_refused(every):
+    with pytest.raises(UnsupportedStrategyError, match=f"reload_dataloaders_every_n_epochs.*got {every}"):
+        run(InTurn(), reload_dataloaders_every_n_epochs=every)
 
 
 def test_the_method_lets_go_after_an_exception_as_well():
