@@ -65,7 +65,8 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     recorder = DeltaRecorder("deltas/", keep=1.0)
     Trainer(max_epochs=4, callbacks=[recorder, saving], reload_dataloaders_every_n_epochs=1, **quiet).fit(model, Data())
-    names = {"model": model, "datamodule": Data(), "newcomers": NEWCOMERS}
+    names = {"model": model, "datamodule": Data(), "newcomers": NEWCOMERS, "MyModule": XYClassifier}
+    names["loader"] = DataLoader(datasets()[0], BATCH, shuffle=True)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 5
     ran = []
@@ -75,7 +76,10 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         ran += [names["result"].method] if names["result"] else []
     assert ran == ["NegGradPlus", "Scrub", "Level"]
     assert names["exact"].method == "Rewind"
-    assert "come before the first one touched" in capsys.readouterr().out
+    assert names["sisa"].deleted == tuple(NEWCOMERS)
+    printed = capsys.readouterr().out
+    assert "come before the first one touched" in printed
+    assert "of a training from the start" in printed
     marks = torch.tensor([0, 1, 2, 3, 4, 5] * 20)
     drawn = names["Graded"]().wrong_targets(marks, 6)
     assert set((marks - drawn).abs().tolist()) == {2, 3, 4}
