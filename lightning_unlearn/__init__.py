@@ -1,6 +1,8 @@
 """Machine unlearning for PyTorch Lightning: record, plan, unlearn, evaluate, report.
 
-The public names below load on first use, so that `import lightning_unlearn` stays light.
+All that a script needs is here: the calls, the callbacks, every registered method, and what is given to them. What it
+takes to write a method of one's own is in `lightning_unlearn.methods`. The names load on first use, so that `import
+lightning_unlearn` stays light.
 """
 
 from __future__ import annotations
@@ -16,58 +18,194 @@ if TYPE_CHECKING:
     from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
     from lightning_unlearn.data.datamodule import UnlearningDataModule
     from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
+    from lightning_unlearn.deltas.judgement import PlanThresholds
     from lightning_unlearn.deltas.ledger import DeletionLedger
     from lightning_unlearn.deltas.placebo import placebo_request
     from lightning_unlearn.deltas.plan import DeletionPlan
     from lightning_unlearn.deltas.request import DeletionRequest
-    from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac, Retrain
-    from lightning_unlearn.metrics import UnlearningMetrics, VerificationError
+    from lightning_unlearn.functional.pruning import Pruning
+    from lightning_unlearn.methods import (
+        Amnesiac,
+        BadTeacher,
+        BoundaryExpanding,
+        BoundaryShrink,
+        CatastrophicForgettingK,
+        CEFineTune,
+        DeltaGrad,
+        ExactUnlearningK,
+        FineTune,
+        FisherForgetting,
+        GradientAscent,
+        ICEFineTune,
+        InfluenceUnlearning,
+        KLFineTune,
+        L1Sparse,
+        LabelFlipping,
+        NegGradPlus,
+        PartialAmnesiac,
+        PartialGradientAscent,
+        PartialLabelFlipping,
+        PartialUpdates,
+        RetentionMasking,
+        Retrain,
+        Rewind,
+        SalUn,
+        Scrub,
+        ScrubR,
+        SelectiveSynapticDampening,
+        SingleGradient,
+        Sisa,
+        SisaEnsemble,
+        UnrolledInfluence,
+        Unsir,
+        plan_rewind,
+    )
+    from lightning_unlearn.methods.sisa_manifest import SisaPlan
+    from lightning_unlearn.metrics import (
+        JSToReference,
+        KLToReference,
+        LossThresholdAttack,
+        UnlearningMetrics,
+        VerificationError,
+    )
     from lightning_unlearn.modules.unlearning_module import UnlearningModule
+    from lightning_unlearn.procedures.compare import compare_models
+    from lightning_unlearn.procedures.guards import ProbeThresholds
+    from lightning_unlearn.procedures.outcome import UnlearningResult
+    from lightning_unlearn.procedures.sisa import SisaTraining
     from lightning_unlearn.report import UnlearningReport
+    from lightning_unlearn.results import EvaluationResult
     from lightning_unlearn.store.delta_store import DeltaStore
+    from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
 
 _HOMES = {
     "Amnesiac": "methods",
+    "BadTeacher": "methods",
+    "BatchAdapter": "utilities.batch_adapter",
+    "BoundaryExpanding": "methods",
+    "BoundaryShrink": "methods",
+    "CEFineTune": "methods",
+    "CatastrophicForgettingK": "methods",
     "DeletionLedger": "deltas.ledger",
     "DeletionPlan": "deltas.plan",
     "DeletionRequest": "deltas.request",
+    "DeltaGrad": "methods",
     "DeltaRecorder": "callbacks.delta_recorder",
     "DeltaStore": "store.delta_store",
+    "EvaluationResult": "results",
+    "ExactUnlearningK": "methods",
     "FineTune": "methods",
+    "FisherForgetting": "methods",
+    "GradientAscent": "methods",
+    "ICEFineTune": "methods",
+    "InfluenceUnlearning": "methods",
+    "JSToReference": "metrics",
+    "KLFineTune": "methods",
+    "KLToReference": "metrics",
+    "L1Sparse": "methods",
+    "LabelFlipping": "methods",
+    "LossThresholdAttack": "metrics",
+    "NegGradPlus": "methods",
     "PartialAmnesiac": "methods",
+    "PartialGradientAscent": "methods",
+    "PartialLabelFlipping": "methods",
+    "PartialUpdates": "methods",
+    "PlanThresholds": "deltas.judgement",
+    "ProbeThresholds": "procedures.guards",
+    "Pruning": "functional.pruning",
+    "RetentionMasking": "methods",
     "Retrain": "methods",
+    "Rewind": "methods",
+    "SalUn": "methods",
+    "Scrub": "methods",
+    "ScrubR": "methods",
+    "SelectiveSynapticDampening": "methods",
+    "SingleGradient": "methods",
+    "Sisa": "methods",
+    "SisaEnsemble": "methods",
+    "SisaPlan": "methods.sisa_manifest",
+    "SisaTraining": "procedures.sisa",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
     "UnlearningDataModule": "data.datamodule",
     "UnlearningMetrics": "metrics",
     "UnlearningModule": "modules.unlearning_module",
     "UnlearningReport": "report",
+    "UnlearningResult": "procedures.outcome",
+    "UnrolledInfluence": "methods",
+    "Unsir": "methods",
     "VerificationError": "metrics",
+    "as_batch_adapter": "utilities.batch_adapter",
+    "compare_models": "procedures.compare",
     "evaluate": "api",
     "placebo_request": "deltas.placebo",
+    "plan_rewind": "methods",
     "unlearn": "api",
 }
 
 __all__ = [
     "Amnesiac",
+    "BadTeacher",
+    "BatchAdapter",
+    "BoundaryExpanding",
+    "BoundaryShrink",
+    "CEFineTune",
+    "CatastrophicForgettingK",
     "DeletionLedger",
     "DeletionPlan",
     "DeletionRequest",
+    "DeltaGrad",
     "DeltaRecorder",
     "DeltaStore",
+    "EvaluationResult",
+    "ExactUnlearningK",
     "FineTune",
+    "FisherForgetting",
+    "GradientAscent",
+    "ICEFineTune",
+    "InfluenceUnlearning",
+    "JSToReference",
+    "KLFineTune",
+    "KLToReference",
+    "L1Sparse",
+    "LabelFlipping",
+    "LossThresholdAttack",
+    "NegGradPlus",
     "PartialAmnesiac",
+    "PartialGradientAscent",
+    "PartialLabelFlipping",
+    "PartialUpdates",
+    "PlanThresholds",
+    "ProbeThresholds",
+    "Pruning",
+    "RetentionMasking",
     "Retrain",
+    "Rewind",
+    "SalUn",
+    "Scrub",
+    "ScrubR",
+    "SelectiveSynapticDampening",
+    "SingleGradient",
+    "Sisa",
+    "SisaEnsemble",
+    "SisaPlan",
+    "SisaTraining",
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
     "UnlearningDataModule",
     "UnlearningMetrics",
     "UnlearningModule",
     "UnlearningReport",
+    "UnlearningResult",
+    "UnrolledInfluence",
+    "Unsir",
     "VerificationError",
     "__version__",
+    "as_batch_adapter",
+    "compare_models",
     "evaluate",
     "placebo_request",
+    "plan_rewind",
     "unlearn",
 ]
 

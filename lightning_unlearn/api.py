@@ -81,7 +81,8 @@ def unlearn(
         sample_keys: As given to the recorder. Where it was given `sample_id`: position -> the id in the batch.
         sample_id: As given to the recorder.
         ledger_key: Secret of the ledger's id hashes; by default a file beside the store.
-        adapter: `(module, batch) -> (logits, targets)`, for the probe of modules whose batches are not `(x, y)`.
+        adapter: A `BatchAdapter`, or `(module, batch) -> (logits, targets)`, where batches are of another kind: for the
+            probe, and for methods that need logits or give a batch other labels.
         probe_samples: Retain samples in a probe; 0 switches probe and rollback off.
         thresholds: When the probe warns and rolls back.
 

@@ -11,10 +11,11 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.data.plain_loaders import datamodule_of_loaders
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
 from lightning_unlearn.data.splits import Positions, check_splittable, sample_ids_of, split_positions, subset_loader
 from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited, owned
-from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
+from lightning_unlearn.exceptions import DeletionRequestError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.facade import check_shareable, facade_class, on_same_state
@@ -22,7 +23,6 @@ from lightning_unlearn.utilities.facade import check_shareable, facade_class, on
 __all__ = ["UnlearningDataModule"]
 
 _PARTS: tuple[Part, ...] = ("forget", "retain")
-_LOADER_KEYS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class UnlearningDataModule(LightningDataModule):
 
     def __new__(cls, data: Any, *args: Any, **kwargs: Any) -> Self:
         """An object of the class `(cls, class of the user's datamodule)` on the user's state."""
-        users = data if isinstance(data, LightningDataModule) else _from_loaders(data)
+        users = data if isinstance(data, LightningDataModule) else datamodule_of_loaders(data)
         if isinstance(users, UnlearningDataModule):
             rule = "the user's own data"
             raise TypeError(expected("data", rule, type(data), "Use `with_parts` for other parts of the same split."))
@@ -145,6 +145,11 @@ class UnlearningDataModule(LightningDataModule):
     def users_data(self) -> LightningDataModule:
         """The user's own datamodule; plain loaders stand in a minimal one."""
         return self._users
+
+    @property
+    def sample_keys(self) -> SampleKeys | None:
+        """As given; `None` where ids are positions."""
+        return self._settings.sample_keys
 
     @property
     def forget_positions(self) -> Positions:
@@ -309,25 +314,6 @@ def _collate(collate: Callable[..., Any], hooks: list[Callable[..., Any]], sampl
     for hook in hooks:
         batch = hook(batch, 0)
     return batch
-
-
-def _give(loader: DataLoader[Any]) -> DataLoader[Any]:
-    return loader
-
-
-def _from_loaders(data: Any) -> LightningDataModule:
-    """A datamodule around plain loaders, built as `LightningDataModule.from_datasets` builds its own."""
-    loaders = dict(data) if isinstance(data, Mapping) else {"train": data}
-    for name in loaders:
-        check_choice("data", name, _LOADER_KEYS)
-    if "train" not in loaders:
-        raise UnsupportedStrategyError(expected("data", "loaders with the key 'train'", list(loaders)))
-    check_splittable(loaders["train"])
-    users = LightningDataModule()
-    for name, loader in loaders.items():
-        # A partial of a module-level function pickles; only loaders that exist make their hook "overridden".
-        setattr(users, f"{name}_dataloader", functools.partial(_give, loader))
-    return users
 
 
 _Wrapper = TypeVar("_Wrapper", bound=UnlearningDataModule)

@@ -36,7 +36,7 @@ def drawn_loader(
     if max_samples is not None and max_samples < n:
         # Evenly spaced or first samples would follow the order of the data, which is often that of its classes.
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        positions = order[:max_samples].sort().values.tolist()
+        positions = order[:max_samples].tolist()
     drawn = subset_loader(loader, positions, part=None)
     if not single or drawn.batch_size == 1:
         return drawn

@@ -31,13 +31,20 @@ from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrate
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["Positions", "check_splittable", "positions_of", "sample_ids_of", "split_positions", "subset_loader"]
+__all__ = [
+    "CARRIED_SETTINGS",
+    "Positions",
+    "check_splittable",
+    "positions_of",
+    "sample_ids_of",
+    "split_positions",
+    "subset_loader",
+]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 """Ascending positions in a loader's dataset, shape (n,)."""
 
-# What a new loader takes over from the user's, unchanged.
-_CARRIED = (
+CARRIED_SETTINGS = (
     "num_workers",
     "collate_fn",
     "pin_memory",
@@ -48,6 +55,7 @@ _CARRIED = (
     "persistent_workers",
     "in_order",
 )
+"""What a new loader takes over from the user's, unchanged."""
 
 
 def check_splittable(loader: Any, name: str = "data") -> DataLoader[Any]:
@@ -291,7 +299,7 @@ def subset_loader(
     generator = _copy_of(loader.generator or getattr(batching.sampler, "generator", None))
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
-    settings = {name: getattr(loader, name) for name in _CARRIED if hasattr(loader, name)}
+    settings = {name: getattr(loader, name) for name in CARRIED_SETTINGS if hasattr(loader, name)}
     settings["generator"] = generator
     if part is None:
         settings["persistent_workers"] = False

@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
-from lightning_unlearn.deltas.layer_sums import layer_sums, prune
+from lightning_unlearn.deltas.layer_sums import layer_sums
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import LayerInfo
 from lightning_unlearn.utilities.checks import expected, shorten
 
-__all__ = ["MEMORY_BYTES", "accumulate", "prune", "subtract_from", "sum_norm"]
+__all__ = ["MEMORY_BYTES", "accumulate", "subtract_from", "sum_size"]
 
 MEMORY_BYTES = 2**30
 """Default bound on the float64 sums that are in memory at a time, where they need not all be."""
@@ -41,19 +41,25 @@ def accumulate(
     return sums
 
 
-def sum_norm(
+def sum_size(
     store: DeltaStore,
     amounts: Mapping[int, float],
     *,
     keep: Keep = None,
     kinds: Collection[str] = ("parameter",),
     memory_bytes: int = MEMORY_BYTES,
-) -> float:
-    """L2 norm of that sum, in bounded memory; arguments and errors are those of `layer_sums`."""
+) -> tuple[float, int]:
+    """L2 norm of that sum and number of its entries that are not zero, in bounded memory.
+
+    Arguments and errors are those of `layer_sums`.
+    """
     squares: list[float] = []
+    changed = 0
     for group in layer_sums(store, amounts, keep=keep, kinds=kinds, memory_bytes=memory_bytes):
-        squares += [float(total.square_().sum()) for total in group.values()]
-    return math.sqrt(math.fsum(squares))
+        for total in group.values():
+            changed += int(torch.count_nonzero(total))
+            squares.append(float(total.square_().sum()))
+    return math.sqrt(math.fsum(squares)), changed
 
 
 def _check_targets(

@@ -15,16 +15,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_unlearn.functional.pruning import keep_of, kept_count, largest_entries
+from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.functional.pruning import Keep, Pruning, kept_count
 from lightning_unlearn.store.addition import Piece, add_encoded
 from lightning_unlearn.store.codec import EncodedLayer, decode_layer
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.store.opening import corrupted
 from lightning_unlearn.store.reader import StepPart
 from lightning_unlearn.store.records import encoded_layers
 from lightning_unlearn.types import LayerDelta, LayerInfo
-from lightning_unlearn.utilities.checks import check_positive_int
+from lightning_unlearn.utilities.checks import check_positive_int, expected
 
 __all__ = ["layer_sums", "prune"]
 
@@ -35,18 +35,28 @@ _CHUNK_FILES = 64  # files that a chunk keeps open
 _FLOAT64 = 8
 
 
-def prune(delta: LayerDelta, numel: int, keep: float) -> LayerDelta:
-    """The largest entries of a layer's stored change, `ceil(keep * numel)` of them, or all where fewer are stored.
+def prune(delta: LayerDelta, numel: int, pruning: Pruning, name: str, step: int) -> LayerDelta:
+    """What is kept of a layer's stored change: `ceil(fraction * numel)` entries, or all where fewer are stored.
 
-    >>> prune(LayerDelta(0, torch.tensor([2, 5, 7]), torch.tensor([1.0, -3.0, 2.0])), 8, 0.25)
+    >>> delta = LayerDelta(0, torch.tensor([2, 5, 7]), torch.tensor([1.0, -3.0, 2.0]))
+    >>> prune(delta, 8, Pruning(0.25), "head.bias", 0)
     LayerDelta(layer=0, indices=tensor([5, 7]), values=tensor([-3.,  2.]))
     """
-    count = kept_count(numel, keep)
+    count = kept_count(numel, pruning.fraction_of(name))
     if count >= delta.values.numel():
         return delta
-    chosen = largest_entries(delta.values, count)
+    chosen = pruning.positions(delta.values, count, name, step)
     indices = chosen if delta.indices is None else delta.indices[chosen]
     return LayerDelta(delta.layer, indices, delta.values[chosen])
+
+
+def _prune_sum(total: Tensor, pruning: Pruning, name: str) -> None:
+    """Set to zero what is not kept of a layer's sum."""
+    count = kept_count(total.numel(), pruning.fraction_of(name))
+    if count < total.numel():
+        chosen = pruning.positions(total, count, name)
+        kept = total[chosen]
+        total.zero_()[chosen] = kept
 
 
 def _groups(layers: Sequence[tuple[int, LayerInfo]], memory_bytes: int | None) -> Iterator[set[int]]:
@@ -78,9 +88,9 @@ def _chunks(store: DeltaStore, steps: Sequence[int]) -> Iterator[list[tuple[int,
         yield chunk
 
 
-def _add_pruned(total: Tensor, pieces: Sequence[Piece], keep: float) -> None:
-    for layer, amount in pieces:
-        delta = prune(decode_layer(layer, total.numel()), total.numel(), keep)
+def _add_pruned(total: Tensor, pieces: Sequence[tuple[int, Piece]], pruning: Pruning, name: str) -> None:
+    for step, (layer, amount) in pieces:
+        delta = prune(decode_layer(layer, total.numel()), total.numel(), pruning, name, step)
         if delta.indices is None:
             total.add_(delta.values.double(), alpha=amount)
         else:
@@ -112,11 +122,11 @@ def _pool() -> AbstractContextManager[Executor | None]:
 class _Group:
     """Sums of some layers, to which chunks of steps are added."""
 
-    def __init__(self, store: DeltaStore, layers: set[int], amounts: Mapping[int, float], keep: Keep) -> None:
+    def __init__(self, store: DeltaStore, layers: set[int], amounts: Mapping[int, float], pruning: Pruning) -> None:
         self._signature = store.signature
         self._layers = layers
         self._amounts = amounts
-        self._keep = keep
+        self._pruning = pruning
         self.totals: dict[int, Tensor] = {}
 
     def decode(self, step: int, part: StepPart) -> list[EncodedLayer]:
@@ -129,15 +139,24 @@ class _Group:
     def add(self, number: int, pieces: Sequence[tuple[int, StepPart, EncodedLayer]]) -> None:
         """Add the changes of one layer, in the order of the steps."""
         info, total = self._signature.layers[number], self.totals[number]
-        fraction = keep_of(info.name, 1.0, self._keep) if isinstance(self._keep, Mapping) else self._keep
         amounts = [(layer, self._amounts[step]) for step, _, layer in pieces]
         try:
-            if fraction is None or fraction == 1.0:
+            if self._pruning.when == "sum" or self._pruning.fraction_of(info.name) == 1.0:
                 add_encoded(total, amounts)
             else:
-                _add_pruned(total, amounts, fraction)
+                numbered = [(step, piece) for (step, _, _), piece in zip(pieces, amounts, strict=True)]
+                _add_pruned(total, numbered, self._pruning, info.name)
         except ValueError as error:
             raise corrupted(pieces[0][1].file, [step for step, _, _ in pieces], error) from error
+
+    def results(self) -> dict[str, Tensor]:
+        """Name -> finished sum, which is let go of here."""
+        totals, self.totals = self.totals, {}
+        layers = self._signature.layers
+        if self._pruning.when == "sum":
+            for number, total in totals.items():
+                _prune_sum(total, self._pruning, layers[number].name)
+        return {layers[number].name: totals[number].reshape(layers[number].shape) for number in sorted(totals)}
 
     def start(self, chunk: Sequence[tuple[int, StepPart]], workers: _Workers) -> Callable[[], object]:
         """Begin to add a chunk; what is returned waits for the end."""
@@ -172,7 +191,7 @@ def layer_sums(
         store: The store.
         amounts: Step -> factor.
         keep: Prune every stored delta further, layer by layer: a fraction, or pattern (`fnmatch`) -> fraction, where
-            the first match wins and layers without a match stay as they are.
+            the first match wins and layers without a match stay as they are; or, as a `Pruning` says, their sum.
         kinds: Which kinds of layers to sum: `"parameter"`, `"buffer"`.
         memory_bytes: Bound on the bytes of the sums of a group, 8 for each entry; a layer that needs more is a group
             of its own. Each group reads the steps once more; from uncompressed stores only the bytes of its layers.
@@ -185,8 +204,13 @@ def layer_sums(
     Raises:
         MissingDeltaError: a step has no delta.
         StoreCorruptedError: a delta is damaged.
-        ValueError: `memory_bytes` is no positive integer.
+        MissingRequirementError: the sum is to be pruned, of deltas that were pruned while recording.
+        ValueError: `memory_bytes` is no positive integer, or a fraction of `keep` is out of range.
     """
+    pruning = Pruning.of(keep)
+    if pruning.when == "sum" and not store.settings.is_dense:
+        rule, remedy = 'recorded with keep=1.0 to prune the sum (`prune="sum"`)', 'Use `prune="step"`.'
+        raise MissingRequirementError(expected("store", rule, f"keep={store.settings.keep}", remedy))
     if memory_bytes is not None:
         check_positive_int("memory_bytes", memory_bytes)
     layers = [(number, info) for number, info in enumerate(store.signature.layers) if info.kind in kinds]
@@ -194,15 +218,11 @@ def layer_sums(
     with _pool() as executor:
         workers = _Workers(executor)
         for numbers in _groups(layers, memory_bytes):
-            group, finish = _Group(store, numbers, amounts, keep), None
+            group, finish = _Group(store, numbers, amounts, pruning), None
             for chunk in _chunks(store, steps):  # the next chunk is read while this one is added
                 if finish is not None:
                     finish()
                 finish = group.start(chunk, workers)
             if finish is not None:
                 finish()
-            totals, group.totals = group.totals, {}
-            yield {
-                store.signature.layers[number].name: totals[number].reshape(store.signature.layers[number].shape)
-                for number in sorted(totals)
-            }
+            yield group.results()

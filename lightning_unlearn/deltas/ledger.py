@@ -18,9 +18,10 @@ from torch import nn
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.index import in_ranges
-from lightning_unlearn.store.lineage import Keep, LedgerEntry, Lineage
+from lightning_unlearn.store.lineage import LedgerEntry, Lineage
 from lightning_unlearn.types import ModelState, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import (

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lightning_unlearn.deltas.judgement import Damage, Placement, PlanThresholds, Specificity
 from lightning_unlearn.deltas.requested import RequestedSamples
 from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError
-from lightning_unlearn.store.lineage import Keep
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.reader import REASONS
 from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
@@ -28,7 +28,7 @@ class DeletionPlan:
     Attributes:
         request: The request.
         scale: Whether whole steps or the samples' shares of them are subtracted.
-        keep: How far stored deltas are pruned further.
+        keep: How far stored deltas, or their sum, are pruned further.
         state: What the weights were recognised as.
         steps: int64, ascending: steps in these weights that saw a sample not yet forgotten.
         amounts: Step -> fraction of its delta still to subtract; steps that are subtracted already are left out.
@@ -43,6 +43,8 @@ class DeletionPlan:
         mean_share: Mean share of the asked samples in the touched batches.
         relative_norm: L2 norm of the subtraction / distance of the weights from the initial ones.
         relative_weight_norm: L2 norm of the subtraction / L2 norm of the weights.
+        changed_weights: Entries of the subtraction that are not zero.
+        weights: Weights that were recorded, which is how many could change.
         placement: Whether the samples were grouped.
         plain_sgd: Whether a run with touched steps used SGD without momentum.
         damage: Predicted damage.
@@ -70,6 +72,8 @@ class DeletionPlan:
     mean_share: float
     relative_norm: float
     relative_weight_norm: float
+    changed_weights: int
+    weights: int
     placement: Placement | None
     plain_sgd: bool
     damage: Damage | None
@@ -131,6 +135,7 @@ class DeletionPlan:
                 ("placement", f"{self.placement}, {self.mean_share:.1%} of the touched batches"),
                 ("relative update norm", f"{self.relative_norm:.3f}"),
                 ("change of the weights", f"{self.relative_weight_norm:.2%}"),
+                ("weights that change", f"{self.changed_weights:,} of {self.weights:,}"),
                 ("damage", f"{self.damage}"),
                 ("specificity", f"{self.specificity}"),
                 ("subtraction takes", f"{self.estimated_seconds:,.2f} s"),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from lightning_unlearn.deltas.accumulate import sum_norm
+from lightning_unlearn.deltas.accumulate import sum_size
 from lightning_unlearn.deltas.judgement import (
     PlanThresholds,
     judge_damage,
@@ -22,8 +22,8 @@ from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.requested import RequestedSamples
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import ModelState, SampleId, Scale, StepStatus
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.parameters import weights_digest
@@ -63,7 +63,7 @@ def make_plan(
     }
     started = time.perf_counter()
     present = {step: amount for step, amount in amounts.items() if step not in missing}
-    norm = sum_norm(store, present, keep=keep)
+    norm, changed = sum_size(store, present, keep=keep)
     seconds = time.perf_counter() - started
     touched = len(steps) / state.n_steps if state.n_steps else 0.0
     mean_share = float(shares.mean()) if len(steps) else 0.0
@@ -92,6 +92,8 @@ def make_plan(
         mean_share=mean_share,
         relative_norm=relative_norm,
         relative_weight_norm=norm / state.norm if state.norm else (float("inf") if norm else 0.0),
+        changed_weights=changed,
+        weights=sum(layer.numel for layer in store.signature.layers if layer.kind == "parameter"),
         placement=placement,
         plain_sgd=plain_sgd,
         damage=damage,
@@ -135,6 +137,8 @@ def _without_store(request: RequestedSamples, scale: Scale, keep: Keep) -> Delet
         mean_share=0.0,
         relative_norm=0.0,
         relative_weight_norm=0.0,
+        changed_weights=0,
+        weights=0,
         placement=None,
         plain_sgd=False,
         damage=None,

@@ -11,8 +11,8 @@ from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.planner import make_plan
 from lightning_unlearn.deltas.requested import RequestedSamples
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.lineage import Keep
 from lightning_unlearn.types import Scale
 
 __all__ = ["DeletionRequest"]
@@ -51,12 +51,13 @@ class DeletionRequest(RequestedSamples):
             store: What was recorded, or `None`: the plan then says which methods remain.
             model: The weights to forget in; `None` stands for the latest the store knows.
             scale: `"step"` subtracts touched steps wholly, `"share"` the samples' share of each batch.
-            keep: How far stored deltas are pruned further, see `accumulate`.
+            keep: How far stored deltas, or as a `Pruning` says their sum, are pruned further; see `accumulate`.
             ledger: The ledger; by default the store's, with the key beside it, where edits were made before.
             thresholds: Where the plan warns and refuses.
 
         Raises:
             StoreMismatchError: the store is of another model, or does not know these weights.
             StoreCorruptedError: the store is damaged.
+            MissingRequirementError: the sum is to be pruned, of deltas that were pruned while recording.
         """
         return make_plan(self, store, model, scale, keep, ledger, thresholds or PlanThresholds())

@@ -16,6 +16,7 @@ __all__ = [
     "conjugate_gradients",
     "fisher_product",
     "flat_gradient",
+    "gradient_and_product",
     "hessian_product",
     "label_fisher",
     "unflatten",
@@ -67,10 +68,20 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Tensor) 
     >>> hessian_product(w[0] ** 2 * w[1], [w], torch.tensor([1.0, 0.0]))
     tensor([4., 2.])
     """
+    return gradient_and_product(loss, parameters, vector)[1]
+
+
+def gradient_and_product(loss: Tensor, parameters: Sequence[Tensor], vector: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of `loss` and its Hessian times a flat vector, as `hessian_product`, from one forward pass.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> gradient_and_product(w[0] ** 2 * w[1], [w], torch.tensor([1.0, 0.0]))
+    (tensor([4., 1.]), tensor([4., 2.]))
+    """
     slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
     pieces = unflatten(vector, parameters)
     along = torch.stack([(slope * piece).sum() for slope, piece in zip(slopes, pieces, strict=True)]).sum()
-    return flat_gradient(along, parameters)
+    return torch.cat([slope.detach().flatten() for slope in slopes]), flat_gradient(along, parameters)
 
 
 def fisher_product(logits: Tensor, parameters: Sequence[Tensor], vector: Tensor, *, binary: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """An optional compiled pass of subtraction: positions are decoded and values added in one loop, bit for bit as numpy.
 
-The extra `kernel` installs numba; without it numpy does the same work. Selection has no kernel: numpy's own loops, on
-pieces that stay in the cache, were measured to be within a fifth of a fused loop that numba compiles.
+The extra `kernel` installs numba; without it numpy does the same work. Selection has no kernel: over numpy's own loops,
+on pieces that stay in the cache, a fused loop that numba compiles gains too little.
 """
 
 from __future__ import annotations

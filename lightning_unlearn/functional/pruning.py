@@ -9,25 +9,95 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_unlearn.functional.selection import Selector
-from lightning_unlearn.utilities.checks import check_fraction, expected
+from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
 
 __all__ = [
+    "Criterion",
+    "Keep",
+    "PruneWhen",
+    "Pruning",
     "keep_of",
     "kept_count",
     "largest_entries",
     "random_entries",
     "split_positions",
 ]
+
+Criterion: TypeAlias = Literal["magnitude", "random"]
+PruneWhen: TypeAlias = Literal["step", "sum"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """How a sum of recorded changes is pruned, layer by layer.
+
+    Attributes:
+        keep: Fraction of each layer, or pattern (`fnmatch`) -> fraction, where the first match wins and layers without
+            a match stay as they are; `None` leaves all as they are.
+        when: `"step"` prunes the change of every step, `"sum"` only what they add up to.
+        criterion: `"magnitude"` keeps the largest entries, `"random"` as many drawn ones.
+        seed: For `"random"`; a layer's draw depends on its name, not on its place among the others.
+
+    Raises:
+        ValueError: a fraction out of range, or an unknown choice.
+
+    >>> Pruning({"*.bias": 1.0, "*": 0.1}).fraction_of("head.bias"), Pruning(0.5).fraction_of("head.bias")
+    (1.0, 0.5)
+    """
+
+    keep: float | Mapping[str, float] | None = None
+    when: PruneWhen = "step"
+    criterion: Criterion = "magnitude"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, Mapping):
+            for pattern, value in self.keep.items():
+                check_fraction(f"keep[{pattern!r}]", value)
+        elif self.keep is not None:
+            check_fraction("keep", self.keep)
+        check_choice("when", self.when, ("step", "sum"))
+        check_choice("criterion", self.criterion, ("magnitude", "random"))
+        check_positive_int("seed", self.seed, zero=True)
+
+    @classmethod
+    def of(cls, keep: Keep) -> Pruning:
+        """A pruning as it is; for a fraction, or fractions by pattern, that of every step by magnitude."""
+        return keep if isinstance(keep, Pruning) else cls(keep)
+
+    def fraction_of(self, name: str) -> float:
+        """Fraction that is kept of a layer."""
+        return keep_of(name, 1.0, self.keep) if isinstance(self.keep, Mapping) else (self.keep or 1.0)
+
+    def positions(self, values: Tensor, k: int, name: str, step: int | None = None) -> Tensor:
+        """Positions of the `k` entries that are kept of a layer, ascending.
+
+        Args:
+            values: One-dimensional, on the CPU.
+            k: How many.
+            name: Name of the layer.
+            step: The step whose change it is; `None` for a sum.
+        """
+        if self.criterion == "magnitude":
+            return largest_entries(values, k)
+        number = zlib.crc32(name.encode())
+        return random_entries(values.numel(), k, (self.seed, number) if step is None else (self.seed, number, step))
+
+
+Keep: TypeAlias = float | Mapping[str, float] | Pruning | None
+"""How much of recorded changes is used: a fraction or fractions by pattern of every step's, or as a `Pruning` says."""
 
 
 def kept_count(numel: int, keep: float) -> int:
@@ -59,9 +129,10 @@ def keep_of(name: str, keep: float, overrides: Mapping[str, float] | None = None
 
 
 def _check_values(values: Tensor, k: int) -> None:
-    if values.ndim != 1 or values.dtype != torch.float32:
+    if values.ndim != 1 or values.dtype not in (torch.float32, torch.float64):
         got = (values.dtype, tuple(values.shape))
-        raise ValueError(expected("values", "a one-dimensional float32 tensor", got, "Flatten and convert it."))
+        rule = "a one-dimensional float32 or float64 tensor"
+        raise ValueError(expected("values", rule, got, "Flatten and convert it."))
     if not 0 <= k <= values.numel():
         raise ValueError(expected("k", f"between 0 and the {values.numel()} entries of `values`", k))
 
@@ -79,9 +150,9 @@ def largest_entries(values: Tensor, k: int, selector: Selector | None = None) ->
     entries. Exact and deterministic, on every device.
 
     Args:
-        values: float32 of shape (n,).
+        values: float32 or float64 of shape (n,).
         k: How many to keep, from 0 to n.
-        selector: Scratch to reuse on the CPU.
+        selector: Scratch to reuse on the CPU, for float32.
 
     Returns:
         int64 of shape (min(k, non-zero entries),), on the device of `values`.
@@ -96,15 +167,15 @@ def largest_entries(values: Tensor, k: int, selector: Selector | None = None) ->
     """
     _check_values(values, k)
     values = values.detach()
-    if k == 0 or values.device.type != "cpu":
+    if k == 0 or values.device.type != "cpu" or values.dtype == torch.float64:
         if not bool(torch.isfinite(values).all()):
             raise _refuse_non_finite(values)
-        return _largest_on_device(values.abs(), k)
+        return _largest_by_threshold(values.abs(), k)
     found = (selector or Selector()).select(values.contiguous().numpy(), None, k)
     return torch.from_numpy(found.positions.astype(np.int64, copy=False))
 
 
-def _largest_on_device(magnitude: Tensor, k: int) -> Tensor:
+def _largest_by_threshold(magnitude: Tensor, k: int) -> Tensor:
     k = min(k, int(torch.count_nonzero(magnitude)))
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=magnitude.device)

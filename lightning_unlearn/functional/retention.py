@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_unlearn.functional.pruning import kept_count, largest_entries, split_positions
+from lightning_unlearn.functional.curvature import unflatten
+from lightning_unlearn.functional.pruning import kept_count, largest_entries
 
-__all__ = ["kept_masks"]
+__all__ = ["kept_masks", "largest_masks"]
 
 
 def kept_masks(
@@ -43,27 +44,35 @@ def kept_masks(
     [[True, True], [False, False]]
     """
     if scope == "layer":
-        return [_flat_mask(score.detach().float().flatten(), keep, of).view(score.shape) for score in scores]
-    flat = torch.cat([score.detach().float().flatten().cpu() for score in scores])
-    positions = torch.nonzero(_flat_mask(flat, keep, of)).flatten()
-    masks = []
-    for score, places in zip(scores, split_positions(positions, [one.numel() for one in scores]), strict=True):
-        mask = torch.zeros(score.numel(), dtype=torch.bool)
-        mask[places] = True
-        masks.append(mask.view(score.shape).to(score.device))
-    return masks
+        return [mask for score in scores for mask in kept_masks([score], keep, of=of, scope="global")]
+    n = sum(score.numel() for score in scores)
+    kept = kept_count(n, keep)
+    chosen = largest_masks(scores, kept if of == "largest" else n - kept)
+    return chosen if of == "largest" else [~mask for mask in chosen]
 
 
-def _flat_mask(scores: Tensor, keep: float, of: str) -> Tensor:
-    kept = kept_count(scores.numel(), keep)
-    chosen = _largest(scores, kept if of == "largest" else scores.numel() - kept)
-    return chosen if of == "largest" else ~chosen
+def largest_masks(scores: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Masks of exactly `count` entries with the largest magnitudes, by one threshold over all tensors together.
 
+    Of equal magnitudes the first wins, and where fewer entries are not zero the first of the others fill up.
 
-def _largest(scores: Tensor, count: int) -> Tensor:
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[largest_entries(scores, count)] = True
+    Args:
+        scores: Any shapes.
+        count: How many, at most as many as there are.
+
+    Returns:
+        Bool masks of the same shapes, on the same devices.
+
+    Raises:
+        ValueError: `count` is out of range, or a score is not finite.
+
+    >>> [mask.tolist() for mask in largest_masks([torch.tensor([1.0, -3.0]), torch.tensor([2.0, 0.0])], 2)]
+    [[False, True], [True, False]]
+    """
+    flat = torch.cat([score.detach().float().flatten().to(scores[0].device) for score in scores])
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[largest_entries(flat, count)] = True
     missing = count - int(chosen.sum())
     if missing:  # the selection passes over zeros
         chosen[torch.nonzero(~chosen).flatten()[:missing]] = True
-    return chosen
+    return [mask.to(score.device) for mask, score in zip(unflatten(chosen, scores), scores, strict=True)]

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lightning_unlearn.functional.pruning import largest_entries, split_positions
+from lightning_unlearn.functional.retention import largest_masks
 from lightning_unlearn.utilities.checks import check_fraction
 
 __all__ = ["alpha_of_share", "dampening_factors", "saliency_masks"]
@@ -35,18 +35,8 @@ def saliency_masks(scores: Sequence[Tensor], density: float) -> list[Tensor]:
     >>> [mask.tolist() for mask in saliency_masks([torch.tensor([1.0, -3.0]), torch.tensor([2.0, 0.0])], 0.5)]
     [[False, True], [True, False]]
     """
-    flat = torch.cat([one.detach().float().flatten() for one in scores])
-    count = math.floor(Fraction(repr(check_fraction("density", density))) * flat.numel())
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[largest_entries(flat, count)] = True
-    missing = count - int(chosen.sum())
-    if missing:
-        chosen[torch.nonzero(~chosen).flatten()[:missing]] = True
-    positions = split_positions(torch.nonzero(chosen).flatten(), [one.numel() for one in scores])
-    masks = [torch.zeros(one.numel(), dtype=torch.bool, device=one.device) for one in scores]
-    for mask, places in zip(masks, positions, strict=True):
-        mask[places.to(mask.device)] = True
-    return [mask.view(one.shape) for mask, one in zip(masks, scores, strict=True)]
+    total = sum(one.numel() for one in scores)
+    return largest_masks(scores, math.floor(Fraction(repr(check_fraction("density", density))) * total))
 
 
 def alpha_of_share(forget: Tensor, whole: Tensor, share: float) -> float:
@@ -62,7 +52,7 @@ def alpha_of_share(forget: Tensor, whole: Tensor, share: float) -> float:
     count = max(1, math.floor(Fraction(repr(check_fraction("share", share))) * forget.numel()))
     if count >= forget.numel():
         return 0.0
-    ratio = torch.where(whole > 0, forget.double() / torch.where(whole > 0, whole, torch.ones_like(whole)), 0.0)
+    ratio = torch.where(whole > 0, forget.double() / whole, 0.0)
     return float(ratio.topk(count + 1).values[-1])
 
 
@@ -84,6 +74,5 @@ def dampening_factors(forget: Tensor, whole: Tensor, *, alpha: float, strength: 
     tensor([0.2500, 1.0000, 1.0000])
     """
     selected = forget.double() > alpha * whole.double()
-    # Where nothing is selected the divisor may be zero; it is replaced before it can make a NaN.
-    ratio = strength * whole / torch.where(selected, forget, torch.ones_like(forget))
-    return torch.where(selected, ratio.clamp(max=1.0), torch.ones_like(ratio))
+    # What is selected has a divisor above zero; the NaN and infinities of the others are not taken.
+    return torch.where(selected, (strength * whole / forget).clamp(max=1.0), 1.0)

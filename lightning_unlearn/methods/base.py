@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Scale, WeightChange
 from lightning_unlearn.utilities.checks import expected
@@ -44,11 +45,15 @@ class Requirement(enum.Enum):
     """What a method may need; the value completes the sentence *needs ...*."""
 
     DELTAS = "a store of recorded deltas: train with `DeltaRecorder` and pass `store=`"
-    DENSE_DELTAS = "a store recorded with keep=1.0: train with `DeltaRecorder(store, keep=1.0)`, or use PartialAmnesiac"
+    DENSE_DELTAS = (
+        "a store recorded with keep=1.0: train with `DeltaRecorder(store, keep=1.0)`, or use PartialAmnesiac with "
+        'prune="step"'
+    )
     RETAIN_DATA = "the data to keep: pass the training data as `data=`"
     FORGET_DATA = "the data to forget: pass the training data as `data=`"
     VALIDATION_DATA = "validation data: pass `data={'train': ..., 'val': ...}`, or a datamodule with them"
     CHECKPOINTS = "checkpoints of the original training: pass `checkpoints=` to the method"
+    SHARDS = "a training by `SisaTraining`: pass its `folder=` and its `module_factory=` to the method"
     INITIAL_WEIGHTS = "the weights before training: pass `store=`, or a `module_factory` to the method"
 
 
@@ -153,8 +158,8 @@ class WeightEdit(UnlearningMethod):
         return "step"
 
     @property
-    def keep(self) -> float | Mapping[str, float] | None:
-        """How far the stored deltas are pruned further; `None` takes them as they are."""
+    def keep(self) -> Keep:
+        """How far the stored deltas, or their sum, are pruned further; `None` takes them as they are."""
         return None
 
     @abstractmethod
@@ -163,9 +168,14 @@ class WeightEdit(UnlearningMethod):
 
 
 class Procedure(UnlearningMethod):
-    """A method that runs trainings of its own."""
+    """A method that runs trainings of its own.
+
+    Class attributes:
+        knows_length: Whether it asks its Trainers for a length itself, so that the user need not give one.
+    """
 
     cost: ClassVar[Cost] = "full training"
+    knows_length: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: ProcedureContext) -> LightningModule:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.drawn import drawn_loader
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError
@@ -43,8 +45,9 @@ class InfluenceUnlearning(WeightEdit):
     retrained model up to the damping; for deep networks a step of unknown quality in a good direction.
 
     Cost: one backward pass over all data, then three (`"cg"`) for each iteration over `max_samples` retain samples, or
-    one backward pass for each of these samples (`"woodfisher"`). Memory of `"woodfisher"`: as many copies of the
-    weights as samples.
+    one backward pass for each of these samples (`"woodfisher"`). Memory of `"woodfisher"`: one vector as long as the
+    trainable weights for each of the m samples, :math:`4 m P` bytes for P weights in float32 (1000 samples of a
+    model with a million weights: 4 GB). More than `memory_bytes` is refused. Its work grows with :math:`m^2 P`.
 
     Fails: where the model moves far when it is retrained, and with too little damping: along directions that the
     curvature does not see, the step is :math:`v / \lambda`.
@@ -66,6 +69,10 @@ class InfluenceUnlearning(WeightEdit):
         max_samples: Retain samples behind the curvature, drawn at random and kept in memory; `None` for all. 1000 as in
             the published code.
         seed: Of the draw.
+        memory_bytes: Bound on the vectors of `"woodfisher"`, `None` for none; 8 GiB (ours).
+
+    Raises:
+        ValueError: before anything is computed, the vectors of `"woodfisher"` would exceed `memory_bytes`.
 
     Source: Koh & Liang 2017, arXiv 1703.04730; Izzo et al. 2021, arXiv 2002.10077; as a baseline Jia et al. 2023, arXiv
     2304.04934.
@@ -89,6 +96,7 @@ class InfluenceUnlearning(WeightEdit):
         tolerance: float = 1e-5,
         max_samples: int | None = 1000,
         seed: int = 0,
+        memory_bytes: int | None = 8 * 2**30,
     ) -> None:
         self.alpha = check_positive("alpha", alpha)
         self.solver = check_choice("solver", solver, ("cg", "woodfisher"))
@@ -98,15 +106,19 @@ class InfluenceUnlearning(WeightEdit):
         self.tolerance = check_positive("tolerance", tolerance)
         self.max_samples = None if max_samples is None else check_positive_int("max_samples", max_samples)
         self.seed = check_positive_int("seed", seed, zero=True)
+        self.memory_bytes = None if memory_bytes is None else check_positive_int("memory_bytes", memory_bytes)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """The step.
 
         Raises:
             MissingRequirementError: no data, or no batch has a loss.
+            ValueError: `"woodfisher"` would need more than `memory_bytes`.
             LightningUnlearnError: the damped Hessian is not positive along a direction that was searched.
         """
         data, parameters = split_data(self, context), trainable(context.module)
+        if self.solver == "woodfisher":
+            self._check_memory(self._samples(context), parameters.values())
         forget, n_forget = gradient_sum(context.loss, data.forget_loader(), parameters)
         retain, n_retain = gradient_sum(context.loss, data.retain_loader(), parameters)
         n = n_forget + n_retain
@@ -115,9 +127,22 @@ class InfluenceUnlearning(WeightEdit):
         solve = self._rank_ones if self.solver == "woodfisher" else self._conjugate
         return as_change(self.alpha * solve(context, difference), parameters)
 
-    def _rank_ones(self, context: EditContext, right: Tensor) -> Tensor:
+    def _samples(self, context: EditContext) -> DataLoader[Any]:
+        """The retain samples behind the curvature, one by one."""
         retain = split_data(self, context).retain_loader()
-        samples = drawn_loader(retain, self.max_samples, seed=self.seed, single=True)
+        return drawn_loader(retain, self.max_samples, seed=self.seed, single=True)
+
+    def _check_memory(self, samples: DataLoader[Any], parameters: Collection[Tensor]) -> None:
+        itemsize = max((one.dtype.itemsize for one in parameters), default=0)
+        vector = max(itemsize, torch.float32.itemsize) * sum(one.numel() for one in parameters)
+        n = len(samples.dataset)  # type: ignore[arg-type]
+        if self.memory_bytes is not None and n * vector > self.memory_bytes:
+            rule = f"at most {self.memory_bytes // vector} for {vector:,} bytes a sample within `memory_bytes`"
+            remedy = f'Use solver="cg", or memory_bytes={n * vector}.'
+            raise ValueError(expected("max_samples", rule, f"{n:,} samples", remedy))
+
+    def _rank_ones(self, context: EditContext, right: Tensor) -> Tensor:
+        samples = self._samples(context)
         inverse = RankOneInverse(self.damping, len(samples.dataset))  # type: ignore[arg-type]
         dtype = right.dtype
         for _, gradient in batch_gradients(context.loss, samples, trainable(context.module)):

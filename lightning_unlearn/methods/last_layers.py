@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
+from lightning import LightningModule
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import Parameter
 
 from lightning_unlearn.methods.fine_tune import FineTune
@@ -29,10 +31,12 @@ class CatastrophicForgettingK(FineTune):
     Guarantee: heuristic. It counts on catastrophic forgetting of what is no longer trained on; what the frozen layers
     have learnt from the forgotten data stays in them.
 
-    Cost: as `FineTune`: gradients are computed for all layers and dropped for the frozen ones, so that any strategy and
-    optimizer will do.
+    Cost: less than `FineTune`: frozen layers take no gradients, and the backward pass ends at the first layer that is
+    trained. With several processes or manual optimization, which may count on every gradient, they are computed and
+    dropped.
 
-    Fails: as `FineTune`, and more so, because fewer weights can move.
+    Fails: as `FineTune`, and more so, because fewer weights can move. Layers under reentrant activation checkpointing
+    get no gradient behind frozen ones, as torch then warns.
 
     Differs from code in use: a layer is a submodule that holds trainable parameters itself, so a normalisation layer is
     one as well; the official experiments count blocks of a network (the SCRUB authors' code trains the last block of a
@@ -79,16 +83,21 @@ class CatastrophicForgettingK(FineTune):
             "frozen_statistics", frozen_statistics, ("keep", "update")
         )
         self._frozen: list[Parameter] = []
+        self._switched_off: list[Parameter] = []
         self._still: list[nn.Module] = []
 
     def prepare(self, host: UnlearningHost) -> None:
         """Find out what is frozen."""
         super().prepare(host)
-        module = cast(nn.Module, host)
+        module = cast(LightningModule, host)
         chosen = chosen_layers(module, self.k, self.layers)
         trained = {parameter for layer in chosen.values() for parameter in layer.parameters(recurse=False)}
         self._frozen = [parameter for parameter in module.parameters() if parameter not in trained]
         self._still = frozen_statistics_layers(module, chosen) if self.frozen_statistics == "keep" else []
+        if module.automatic_optimization and not (dist.is_available() and dist.is_initialized()):
+            self._switched_off = [parameter for parameter in self._frozen if parameter.requires_grad]
+            for parameter in self._switched_off:
+                parameter.requires_grad_(False)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Any:
         """The user's step on the retain part, with frozen normalisation layers in eval mode."""
@@ -108,6 +117,8 @@ class CatastrophicForgettingK(FineTune):
         return super().update_masks(host, iteration)
 
     def finish(self, host: UnlearningHost) -> None:
-        """Let go of the layers."""
+        """Let go of the layers, as trainable as they were."""
         super().finish(host)
-        self._frozen, self._still = [], []
+        for parameter in self._switched_off:
+            parameter.requires_grad_(True)
+        self._frozen, self._switched_off, self._still = [], [], []

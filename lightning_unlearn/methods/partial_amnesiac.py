@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from lightning_unlearn.deltas.accumulate import accumulate
+from lightning_unlearn.functional.pruning import Criterion, Keep, PruneWhen, Pruning
 from lightning_unlearn.methods.amnesiac import planned_amounts
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Scale, WeightChange
-from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
+from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
 
 __all__ = ["PartialAmnesiac"]
 
 
 @register
 class PartialAmnesiac(WeightEdit):
-    r"""Subtract, of every touched step, only the largest entries of each layer's change.
+    r"""Subtract only a share of each layer's recorded change: of every touched step, or of what they add up to.
 
-    Rule: :math:`\theta_u = \theta - \sum_{t \in S} P_\rho(\Delta_t)`, where :math:`P_\rho` keeps the
-    :math:`\lceil \rho n_l \rceil` entries of largest magnitude of every layer `l`. The store already holds pruned
-    deltas; `keep` prunes them further.
+    Rule: :math:`\theta_u = \theta - \sum_{t \in S} P_\rho(\Delta_t)`, or with `prune="sum"`
+    :math:`\theta_u = \theta - P_\rho(\sum_{t \in S} \Delta_t)`, where :math:`P_\rho` keeps exactly
+    :math:`\lceil \rho n_l \rceil` entries of every layer `l`. The store may hold pruned deltas already; `keep` prunes
+    them further.
 
-    Guarantee: approximate, as `Amnesiac`; pruning trades forgetting for accuracy. Measured on small CNNs, keep = 0.1
-    held about 85 % of the forgetting at a seventh of the damage, keep = 0.01 did almost nothing.
+    Guarantee: approximate, as `Amnesiac`; pruning trades forgetting for accuracy. Measured on small CNNs with
+    `prune="step"`, keep = 0.1 held about 85 % of the forgetting at a seventh of the damage, keep = 0.01 did almost
+    nothing. With `prune="sum"` at most that share of each layer changes at all, whatever the number of steps; the
+    plan says how many weights it is.
 
     Cost: one pass over the touched records; no training.
 
-    What is the paper's and what is ours: that updates are pruned layer by layer, stored during training and
-    subtracted later is the paper's Algorithm 1. Its pruning criterion and fractions were not available to us:
-    magnitude, per tensor, per step is our reading (INFERRED), so all of it is a parameter here or of the recorder.
+    Fails: as `Amnesiac`. With `prune="sum"` requests one after the other are pruned one by one, so they do not add up
+    to one request for all of them, unless everything is kept.
+
+    What is the paper's and what is ours: that updates are pruned layer by layer during training, stored, and subtracted
+    later is the paper's Algorithm 1, which is `prune="step"`. Its pruning criterion and fractions were not at hand:
+    magnitude per tensor is our reading (inferred). Pruning the sum is ours.
 
     Args:
         keep: Fraction of each layer to subtract, or pattern -> fraction; `None` takes the store's. At most the
             store's own fraction.
+        prune: `"step"`, as in the paper, prunes the change of every step; `"sum"` once what they add up to, which
+            takes a store with keep=1.0.
+        criterion: `"magnitude"` keeps the largest entries, `"random"` as many drawn ones, the control for it.
+        mask_seed: For `criterion="random"`; a layer's draw depends on its name, not on its place among the others.
         scale: As for `Amnesiac`.
 
     Source: Gogineni & Nadimi 2024, arXiv 2403.07611.
 
-    >>> PartialAmnesiac(keep=0.1)
-    PartialAmnesiac(keep=0.1, scale='step')
+    >>> PartialAmnesiac(keep=0.1, prune="sum").settings
+    {'keep': 0.1, 'prune': 'sum', 'criterion': 'magnitude', 'mask_seed': 0, 'scale': 'step'}
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.DELTAS})
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Gogineni & Nadimi 2024, arXiv 2403.07611"
 
-    def __init__(self, *, keep: float | Mapping[str, float] | None = None, scale: Scale = "step") -> None:
+    def __init__(
+        self,
+        *,
+        keep: float | Mapping[str, float] | None = None,
+        prune: PruneWhen = "step",
+        criterion: Criterion = "magnitude",
+        mask_seed: int = 0,
+        scale: Scale = "step",
+    ) -> None:
         if isinstance(keep, Mapping):
             keep = {pattern: check_fraction(f"keep[{pattern!r}]", value) for pattern, value in keep.items()}
         elif keep is not None:
             keep = check_fraction("keep", keep)
         self._keep = keep
+        self._prune: PruneWhen = check_choice("prune", prune, ("step", "sum"))
+        self._criterion: Criterion = check_choice("criterion", criterion, ("magnitude", "random"))
+        self._mask_seed = check_positive_int("mask_seed", mask_seed, zero=True)
         self._scale: Scale = check_choice("scale", scale, ("step", "share"))
 
     @property
@@ -61,20 +83,34 @@ class PartialAmnesiac(WeightEdit):
         return self._scale
 
     @property
-    def keep(self) -> float | Mapping[str, float] | None:
-        """How far the stored deltas are pruned further."""
-        return self._keep
+    def keep(self) -> Keep:
+        """How far the stored deltas, or their sum, are pruned further."""
+        if (self._prune, self._criterion) == ("step", "magnitude"):
+            return self._keep
+        return Pruning(self._keep, self._prune, self._criterion, self._mask_seed)
 
     @property
     def settings(self) -> dict[str, object]:
         """The hyper-parameters."""
-        return {"keep": self._keep, "scale": self._scale}
+        return {
+            "keep": self._keep,
+            "prune": self._prune,
+            "criterion": self._criterion,
+            "mask_seed": self._mask_seed,
+            "scale": self._scale,
+        }
+
+    def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
+        """As the base, and unpruned deltas where their sum is to be pruned."""
+        present = set(available)
+        needed = self.requires | ({Requirement.DENSE_DELTAS} if self._prune == "sum" else set())
+        return [requirement for requirement in Requirement if requirement in needed - present]
 
     def compute_edit(self, context: EditContext) -> WeightChange:
-        """Minus the sum of the planned, pruned deltas, float64.
+        """Minus the sum of the planned deltas, pruned before or after they are added up, float64.
 
         Raises:
-            MissingRequirementError: no store or plan.
+            MissingRequirementError: no store or plan, or the sum is to be pruned of deltas that are pruned already.
             MissingDeltaError: a planned step has no delta.
             ValueError: `keep` is larger than what the store holds.
         """
@@ -83,4 +119,4 @@ class PartialAmnesiac(WeightEdit):
         asked = max(self._keep.values(), default=None) if isinstance(self._keep, Mapping) else self._keep
         if asked is not None and asked > stored:
             raise ValueError(expected("keep", f"at most {stored}, what the store holds", asked, "Use keep=None."))
-        return {name: -total for name, total in accumulate(store, amounts, keep=self._keep).items()}
+        return {name: -total for name, total in accumulate(store, amounts, keep=self.keep).items()}

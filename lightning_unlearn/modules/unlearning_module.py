@@ -238,12 +238,8 @@ class UnlearningModule(HostServices, Generic[M]):
         """The user's hook, then the method's."""
         super().on_before_optimizer_step(optimizer)
         state = self._unlearning_pass
-        if not state.active:
-            return
-        masks = state.method.update_masks(self, state.iteration)
-        if masks:
-            held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-            state.update.begin({parameter: mask for parameter, mask in masks.items() if parameter in held})
+        if state.active:
+            state.update.begin(state.method.update_masks(self, state.iteration))
 
     def _after_step(self, *args: Any) -> None:
         # A step that a gradient scaler skips does not come here, and has changed nothing.

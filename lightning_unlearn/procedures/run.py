@@ -96,7 +96,7 @@ def run_pass(
     if then is not None:
         then.check_requirements(available_requirements(data, store))
     trainers.check_stages(int(not isinstance(method, WeightEdit)) + int(then is not None))
-    if isinstance(method, Procedure):
+    if isinstance(method, Procedure) and not method.knows_length:
         trainers.check_length(method.name)
     if isinstance(method, LossMethod) or then is not None:
         trainers.check_callbacks()

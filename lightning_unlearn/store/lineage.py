@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.functional.pruning import Keep, Pruning
 from lightning_unlearn.types import ModelState, OptimizerInfo, Scale
 from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = [
-    "Keep",
     "LedgerEntry",
     "Lineage",
     "Run",
@@ -25,8 +25,6 @@ __all__ = [
 ]
 
 RunKind: TypeAlias = Literal["fit", "repair"]
-Keep: TypeAlias = float | Mapping[str, float] | None
-"""How much of every stored delta is used: a fraction, fractions by pattern (first match wins), or `None` for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class LedgerEntry:
         created: Time in UTC, ISO 8601.
         method: Name of the method.
         scale: Whether whole steps or shares of them were subtracted.
-        keep: How far stored deltas were pruned further.
+        keep: How far stored deltas, or their sum, were pruned further.
         amounts: Step -> fraction of its delta that was subtracted.
         id_hashes: Keyed hashes of the forgotten ids, sorted.
         before: Digest of the weights it was applied to.
@@ -165,9 +163,21 @@ def lineage_to_dict(lineage: Lineage) -> dict[str, Any]:
     body = asdict(lineage)
     for entry, source in zip(body["entries"], lineage.entries, strict=True):
         entry["amounts"] = [[step, amount] for step, amount in sorted(source.amounts.items())]
-        if isinstance(source.keep, Mapping):
-            entry["keep"] = [[pattern, keep] for pattern, keep in source.keep.items()]
+        entry["keep"] = _keep_to_plain(source.keep)
     return body
+
+
+def _keep_to_plain(keep: Keep) -> Any:
+    """A list of pairs for fractions by pattern, because their order matters; an object for a `Pruning`."""
+    if isinstance(keep, Pruning):
+        return {"keep": _keep_to_plain(keep.keep), "when": keep.when, "criterion": keep.criterion, "seed": keep.seed}
+    return [[pattern, value] for pattern, value in keep.items()] if isinstance(keep, Mapping) else keep
+
+
+def _keep_from_plain(plain: Any) -> Keep:
+    if isinstance(plain, Mapping):
+        return Pruning(**{**plain, "keep": _keep_from_plain(plain["keep"])})
+    return dict(plain) if isinstance(plain, list) else plain
 
 
 def lineage_from_dict(body: Mapping[str, Any]) -> Lineage:
@@ -200,11 +210,10 @@ def lineage_from_dict(body: Mapping[str, Any]) -> Lineage:
 
 
 def _entry(body: Mapping[str, Any]) -> LedgerEntry:
-    keep = body["keep"]
     return LedgerEntry(
         **{
             **body,
-            "keep": dict(keep) if isinstance(keep, list) else keep,
+            "keep": _keep_from_plain(body["keep"]),
             "amounts": {int(step): float(amount) for step, amount in body["amounts"]},
             "id_hashes": tuple(body["id_hashes"]),
         }

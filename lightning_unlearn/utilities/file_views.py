@@ -86,8 +86,6 @@ class RangedFile:
             raise too_short(self._name, start, stop, 0)
         try:
             data = self._read(start, stop) if stop > start else b""
-        except FileNotFoundError:
-            raise
         except OSError as error:  # some servers refuse a range beyond the end
             size = self._size()
             if size < stop:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any, TypeVar, overload
 
 from lightning import LightningModule, Trainer
 
 __all__ = ["idle_trainer"]
 
+T = TypeVar("T", bound=Trainer)
 
-def idle_trainer(module: LightningModule) -> Trainer:
+
+@overload
+def idle_trainer(module: LightningModule) -> Trainer: ...
+@overload
+def idle_trainer(module: LightningModule, kind: type[T]) -> T: ...
+def idle_trainer(module: LightningModule, kind: type[Any] = Trainer) -> Any:
     """A quiet Trainer connected to `module`, for code that asks a Trainer about it or has it write a checkpoint.
 
     The module's own `trainer` attribute is left alone; set and restore it around the use.
+
+    Args:
+        module: The module.
+        kind: Class of the Trainer.
     """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
@@ -21,7 +32,7 @@ def idle_trainer(module: LightningModule) -> Trainer:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "GPU available but not used", for a Trainer that uses nothing
-            trainer = Trainer(
+            trainer = kind(
                 accelerator="cpu",
                 devices=1,
                 logger=False,

@@ -24,6 +24,16 @@ class Ascends(torch.optim.Optimizer):
             parameter.sub_(group["lr"] * parameter.grad)
 
 
+class AsksTwice(torch.optim.SGD):
+    """Takes the mean of two gradients at the same weights, of which noisy layers give different ones."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+            closure()
+        return super().step()
+
+
 def run(optimizer_class, *, call, edit=lambda weight: None, **kwargs):
     """Values of the weight whenever it was looked at, and how often the closure ran."""
     weight = nn.Parameter(torch.full((3,), 2.0))
@@ -70,6 +80,12 @@ def test_of_several_calls_only_the_first_is_not_the_optimizers_own():
     looks, calls, _ = run(torch.optim.LBFGS, call=lambda o, c: o.step(c), lr=0.1, max_iter=4)
     assert calls > 2
     assert looks == [[2.0] * 3]
+
+
+def test_a_closure_that_is_called_twice_is_looked_behind_once():
+    """A second look would find nothing changed since the first, and forget what that had found."""
+    looks, calls, _ = run(AsksTwice, call=lambda o, c: o.step(c), lr=0.1)
+    assert (looks, calls) == ([[2.0] * 3], 2)
 
 
 def test_an_optimizer_that_moves_first_is_not_taken_for_somebody_else():

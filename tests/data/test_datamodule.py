@@ -229,10 +229,13 @@ def test_plain_loaders_with_evaluation_data():
         "test": [DataLoader(Numbers(2), batch_size=2)][0],
     }
     data = UnlearningDataModule(loaders, [0])
+    assert data.has_validation
     module, _ = fit(data)
     assert module.validated == [0, 1, 2]
     assert flat(data.test_loader()) == [0, 1]
-    assert UnlearningDataModule(loaders["train"], [0]).val_loader() is None
+    without = UnlearningDataModule(loaders["train"], [0])
+    assert not without.has_validation
+    assert without.val_loader() is None
 
 
 def test_loaders_set_on_an_instance_are_found():

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from fnmatch import fnmatchcase
 
@@ -5,11 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.deltas.accumulate import accumulate, subtract_from, sum_norm
-from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.deltas.accumulate import accumulate, subtract_from, sum_size
+from lightning_unlearn.deltas.layer_sums import layer_sums
+from lightning_unlearn.exceptions import (
+    MissingDeltaError,
+    MissingRequirementError,
+    StoreCorruptedError,
+    StoreMismatchError,
+)
+from lightning_unlearn.functional.pruning import Pruning
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import LayerDelta, StepStatus
-from tests.helpers.stores import SIZES, Steps, make_store
+from tests.helpers.stores import SIZES, Plain, Steps, make_store
 
 NAMES = ("a", "b", "c", "d")
 SHAPES = ((20, 15), (8,), (4, 4, 4), ())
@@ -63,6 +71,77 @@ def test_the_order_of_the_amounts_does_not_matter(recorded):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def pruned_by_hand(steps, pruning):
+    """The dense float64 sum, then the largest entries of every layer by a stable sort."""
+    totals = by_hand(steps, AMOUNTS)
+    for name, total in totals.items():
+        order = np.argsort(-np.abs(total.reshape(-1)), kind="stable")
+        total.reshape(-1)[order[math.ceil(pruning.fraction_of(name) * total.size) :]] = 0.0
+    return totals
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.25, 0.02, {"a": 0.03, "[bc]": 0.25}, {"b": 0.5, "*": 1.0}])
+@pytest.mark.parametrize("memory_bytes", [1, None])
+def test_pruned_once_on_the_sum(tmp_path, keep, memory_bytes):
+    store, steps = make_store(tmp_path / "s", keep=1.0), Steps(keep=1.0)
+    with store.writer() as writer:
+        steps.fill(writer, 8)
+    store = DeltaStore.open(store.url)
+    pruning = Pruning(keep, "sum")
+    groups = list(layer_sums(store, AMOUNTS, keep=pruning, memory_bytes=memory_bytes))
+    assert len(groups) == (4 if memory_bytes else 1)
+    total, want = {name: one for group in groups for name, one in group.items()}, pruned_by_hand(steps, pruning)
+    assert set(total) == set(want)
+    for name, tensor in total.items():
+        assert np.array_equal(tensor.numpy() != 0, want[name] != 0)
+        np.testing.assert_allclose(tensor.numpy(), want[name], rtol=0, atol=1e-17)
+    by_step = accumulate(store, AMOUNTS, keep=keep)
+    assert all(torch.equal(total[name], by_step[name]) for name in total) == (keep == 1.0)
+
+
+def test_the_sum_of_pruned_deltas_is_not_pruned_again(tmp_path):
+    for number, settings in enumerate(({"keep": 0.5}, {"keep": 1.0, "keep_overrides": {"b": 0.5}})):
+        store = make_store(tmp_path / str(number), **settings)
+        with pytest.raises(MissingRequirementError, match=r"keep=1\.0"):
+            accumulate(store, {}, keep=Pruning(0.1, "sum"))
+
+
+@pytest.mark.parametrize("when", ["step", "sum"])
+def test_random_entries_are_those_of_the_seed_and_the_layers_name(tmp_path, when):
+    class Reversed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, one in reversed(list(Plain().named_parameters())):
+                self.register_parameter(name, one)
+
+    steps, totals = Steps(keep=1.0), {}
+    for order, module in (("plain", Plain()), ("reversed", Reversed())):
+        store = make_store(tmp_path / order, module=module, keep=1.0)
+        with store.writer() as writer:
+            for step in range(8):
+                deltas = steps[step]["deltas"]
+                if order == "reversed":
+                    deltas = [dataclasses.replace(delta, layer=3 - delta.layer) for delta in reversed(deltas)]
+                writer.append(**{**steps[step], "deltas": deltas})
+        store.refresh()
+        for seed in (0, 1):
+            totals[order, seed] = accumulate(store, AMOUNTS, keep=Pruning(0.25, when, "random", seed))
+    for seed in (0, 1):
+        for name, one in totals["plain", seed].items():
+            assert torch.equal(one, totals["reversed", seed][name]), name
+    one, other = totals["plain", 0]["a"], totals["plain", 1]["a"]
+    assert not torch.equal(one != 0, other != 0)
+    full = accumulate(store, AMOUNTS)["a"]
+    kept = one != 0
+    if when == "sum":
+        assert int(kept.sum()) == 75
+        assert torch.equal(one[kept], full[kept])
+        largest = Pruning(0.25, "sum").positions(full.flatten(), 75, "a")
+        assert not torch.equal(torch.nonzero(kept.flatten()).flatten(), largest)
+    else:  # each of four steps draws for itself
+        assert 75 < int(kept.sum()) <= 4 * 75
+
+
 def test_nothing(recorded):
     assert accumulate(recorded[0], {}) == {}
 
@@ -89,11 +168,15 @@ def test_a_missing_delta(tmp_path):
         accumulate(store, {0: 1.0})
 
 
-def test_the_norm_needs_no_more_memory_than_it_is_given(recorded):
+@pytest.mark.parametrize("keep", [None, 0.02])
+def test_the_size_needs_no_more_memory_than_it_is_given(recorded, keep):
     store, _ = recorded
-    want = math.sqrt(sum(float(total.square().sum()) for total in accumulate(store, AMOUNTS).values()))
+    totals = accumulate(store, AMOUNTS, keep=keep).values()
+    want = math.sqrt(sum(float(total.square().sum()) for total in totals))
     for memory_bytes in (1, 2**30):
-        assert sum_norm(store, AMOUNTS, memory_bytes=memory_bytes) == pytest.approx(want, rel=1e-14)
+        norm, changed = sum_size(store, AMOUNTS, keep=keep, memory_bytes=memory_bytes)
+        assert norm == pytest.approx(want, rel=1e-14)
+        assert changed == sum(int((total != 0).sum()) for total in totals)
 
 
 FORMS = {

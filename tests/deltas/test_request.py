@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.plan import PlanThresholds
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.exceptions import (
+    DeletionRequestError,
+    MissingDeltaError,
+    MissingRequirementError,
+    StoreMismatchError,
+)
+from lightning_unlearn.functional.pruning import Pruning
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import ModelState, OptimizerInfo, StepStatus
 from lightning_unlearn.utilities.parameters import parameter_norm, weights_digest
@@ -90,6 +97,29 @@ def test_the_numbers_of_a_plan(tmp_path, scale, keep):
     assert plan.remaining_methods == ("FineTune", "Retrain", "PartialAmnesiac")
     assert str(len(touched)) in str(plan)
     assert plan.recommendation in str(plan)
+
+
+def test_a_plan_says_how_many_weights_change(tmp_path):
+    module = trained(tmp_path / "s")[1]
+    dense = Steps(keys=True, ids=200, keep=1.0)
+    other = make_store(tmp_path / "t", keep=1.0)
+    other.begin_run("fit", [OptimizerInfo("SGD", 0.1, 0.9)])
+    with other.writer() as writer:
+        dense.fill(writer, N_STEPS)
+    other.add_state(ModelState(weights_digest(module), ((0, N_STEPS),), (), 2.0, parameter_norm(module)))
+    asked, found = [dense[3]["sample_ids"][0], dense[9]["sample_ids"][1]], {}
+    for when in ("step", "sum"):
+        plan = DeletionRequest(asked).plan(other, module, keep=Pruning(0.1, when))
+        change = accumulate(other, plan.amounts, keep=plan.keep)
+        found[when] = plan.changed_weights
+        assert plan.weights == 373
+        assert plan.changed_weights == sum(int((total != 0).sum()) for total in change.values())
+        norm = np.sqrt(sum(float((total**2).sum()) for total in change.values()))
+        assert plan.relative_norm == pytest.approx(norm / 2.0)
+        assert f"{plan.changed_weights:,} of 373" in str(plan)
+    assert found["sum"] == 30 + 1 + 7 + 1 < found["step"] <= len(plan.steps) * 39
+    with pytest.raises(MissingRequirementError, match="to prune the sum"):
+        DeletionRequest(ASKED).plan(trained(tmp_path / "u")[0], keep=Pruning(0.1, "sum"))
 
 
 def test_without_a_model_the_latest_weights_are_meant(tmp_path):

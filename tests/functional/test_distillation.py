@@ -88,8 +88,10 @@ def test_yes_no_questions_written_out():
     p, q = (teacher / 2).sigmoid(), (student / 2).sigmoid()
     wanted = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
     torch.testing.assert_close(distillation_loss(student, teacher, temperature=2.0, multi_label=True), wanted)
-    mixed = mixed_teacher_loss(student, draw(4, 3, seed=2), teacher, share=0.0, temperature=2.0, multi_label=True)
-    torch.testing.assert_close(mixed, wanted / 4)
+    for reduction in ("batchmean", "official"):  # a mean over all questions, whatever the reduction
+        settings = {"share": 0.0, "temperature": 2.0, "reduction": reduction, "multi_label": True}
+        mixed = mixed_teacher_loss(student, draw(4, 3, seed=2), teacher, **settings)
+        torch.testing.assert_close(mixed, wanted / 4)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -102,6 +104,15 @@ def test_answers_that_are_sure_give_no_nan(multi_label):
     assert torch.isfinite(student.grad).all()
     mixed = mixed_teacher_loss(student, sure, sure, share=0.5, multi_label=multi_label)
     assert torch.isfinite(mixed)
+
+
+def test_a_class_that_both_exclude_adds_nothing():
+    student, teacher = draw(4, 3).requires_grad_(), draw(4, 3, seed=1)
+    none = torch.full((4, 1), -torch.inf, dtype=torch.float64)
+    loss = distillation_loss(torch.cat((student, none), 1), torch.cat((teacher, none), 1))
+    torch.testing.assert_close(loss, distillation_loss(student, teacher))
+    loss.backward()
+    assert torch.isfinite(student.grad).all()
 
 
 def test_half_precision_is_computed_in_single():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_unlearn.functional.pruning import (
+    Pruning,
     keep_of,
     kept_count,
     largest_entries,
@@ -38,6 +39,7 @@ def test_is_the_oracle_on_every_path(values, data):
     wanted = oracle(tensor.tolist(), k)
     assert largest_entries(tensor, k).tolist() == wanted
     assert largest_entries(tensor, k, Selector()).tolist() == wanted
+    assert largest_entries(tensor.double(), k).tolist() == wanted
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
@@ -50,6 +52,30 @@ def test_global_scope_is_one_selection_over_the_concatenation(layers, data):
     kept = split_positions(largest_entries(torch.cat(tensors), k), [one.numel() for one in tensors])
     joined = [int(start) + i for start, part in zip(starts, kept, strict=False) for i in part.tolist()]
     assert joined == oracle(torch.cat(tensors).tolist(), k)
+
+
+def test_float64_is_not_rounded_before_it_is_compared():
+    values = torch.tensor([1.0, 1.0 + 1e-12, -1.0 - 2e-12], dtype=torch.float64)
+    assert largest_entries(values, 2).tolist() == [1, 2]
+    assert largest_entries(values.float(), 2).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"keep": 0}, {"keep": {"a": 2.0}}, {"keep": True}, {"when": "never"}, {"criterion": "small"}, {"seed": -1}],
+)
+def test_a_pruning_out_of_range(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Pruning(**settings)
+
+
+def test_what_a_pruning_keeps_of_a_layer():
+    assert Pruning().fraction_of("a") == 1.0
+    assert Pruning(0.3).fraction_of("a") == 0.3
+    assert [Pruning({"*.b": 0.5, "h.*": 0.2}).fraction_of(name) for name in ("h.b", "h.w", "x")] == [0.5, 0.2, 1.0]
+    assert Pruning.of(None) == Pruning()
+    assert Pruning.of({"a": 0.5}) == Pruning({"a": 0.5})
+    assert Pruning.of(Pruning(0.1, "sum")) == Pruning(0.1, "sum")
 
 
 def test_large_input_agrees_with_a_full_sort():
@@ -105,7 +131,7 @@ def test_non_finite_is_refused_and_located(bad, k):
     ("values", "k"),
     [
         (torch.zeros(2, 2), 1),
-        (torch.zeros(3, dtype=torch.float64), 1),
+        (torch.zeros(3, dtype=torch.float16), 1),
         (torch.zeros(3), 4),
         (torch.zeros(3), -1),
     ],

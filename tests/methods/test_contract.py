@@ -2,9 +2,12 @@
 
 import copy
 import inspect
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, NoEffectWarning
@@ -18,7 +21,8 @@ from lightning_unlearn.methods import (
     get_method,
     register,
 )
-from tests.helpers.recorded import loaders, record
+from lightning_unlearn.procedures.sisa import SisaTraining
+from tests.helpers.recorded import XYClassifier, datasets, loaders, record
 
 # Sixty-four rows in twenty-four steps: every plan has something to warn of, which is not what is tested here.
 # Nor is a stopping rule, for which these data have nothing to stop by, nor what else cannot be recorded.
@@ -32,11 +36,45 @@ NAMES = sorted(METHODS)
 # What a default instance needs beyond a store and data, such as checkpoints, is in its own tests.
 AVAILABLE = set(Requirement) - {Requirement.CHECKPOINTS}
 RUNNABLE = [name for name in NAMES if not METHODS[name]().missing(AVAILABLE)]
+# Methods that forget in trainings of their own kind: below, such a training and an instance for a copy of it.
+SPECIAL = ["Sisa"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return record(tmp_path_factory.mktemp("contract"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded") / "original"
+    data = DataLoader(datasets()[0], 8, shuffle=True)
+    training = SisaTraining(
+        folder, module_factory=XYClassifier, epochs=2, shards=2, slices=2, trainer={"accelerator": "cpu"}
+    )
+    return SimpleNamespace(model=training.fit(data), data=data, folder=folder)
+
+
+@pytest.fixture
+def case(request, tmp_path):
+    """Of a method by name: the trained model, and a function that forgets in it and may be called again."""
+
+    def make(name):
+        if name not in SPECIAL:
+            trained = request.getfixturevalue("trained")
+            return trained.model, lambda: forget(trained, name)
+        sharded = request.getfixturevalue("sharded")
+        folders = iter(tmp_path / str(number) for number in range(9))
+
+        def forget_in_copy():
+            folder = shutil.copytree(sharded.folder, next(folders))
+            method = METHODS[name](folder=folder, module_factory=XYClassifier)
+            settings = {"data": sharded.data, "trainer": {"accelerator": "cpu"}, "seed": 1, "probe_samples": 0}
+            return unlearn(sharded.model, [3], method=method, **settings)
+
+        return sharded.model, forget_in_copy
+
+    return make
 
 
 def trainer_for(method):
@@ -54,12 +92,12 @@ def forget(trained, name, **overrides):
     return unlearn(trained.model, ids, method=method, **{**settings, **overrides})
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_the_user_gets_a_changed_module_of_the_same_kind_and_keeps_the_original(trained, name):
-    model = trained.model
+@pytest.mark.parametrize("name", [*RUNNABLE, *SPECIAL])
+def test_the_user_gets_a_changed_module_of_the_same_kind_and_keeps_the_original(case, name):
+    model, forget_once = case(name)
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    result = forget(trained, name)
+    result = forget_once()
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), f"{key} of the original changed"
     assert [module.training for module in model.modules()] == modes
@@ -85,9 +123,10 @@ def test_the_user_gets_a_changed_module_of_the_same_kind_and_keeps_the_original(
     assert result.method == name
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_same_seed_same_result(trained, name):
-    first, second = (forget(trained, name).model.state_dict() for _ in range(2))
+@pytest.mark.parametrize("name", [*RUNNABLE, *SPECIAL])
+def test_same_seed_same_result(case, name):
+    forget_once = case(name)[1]
+    first, second = (forget_once().model.state_dict() for _ in range(2))
     for key in first:
         assert torch.equal(first[key], second[key]), key
 

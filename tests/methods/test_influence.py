@@ -9,6 +9,8 @@ from torch.nn import functional
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError
 from lightning_unlearn.methods import InfluenceUnlearning
 from tests.methods.edits import (
+    CLASSES,
+    FEATURES,
     FORGET,
     ROWS,
     Softmax,
@@ -99,6 +101,33 @@ def test_a_draw_of_samples_is_one_of_the_retain_data_and_follows_the_seed():
     assert not torch.allclose(found[0], found[1], rtol=1e-3)
 
 
+class Counting(Softmax):
+    """Counts how often its loss is taken."""
+
+    taken = 0
+
+    def training_step(self, batch, batch_idx):
+        self.taken += 1
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("max_samples", [None, 10])
+def test_more_memory_than_allowed_is_refused_before_anything_is_computed(max_samples):
+    module = Counting()
+    weights = FEATURES * CLASSES + CLASSES  # the frozen ones have no entry
+    needed = 8 * weights * (max_samples or ROWS - len(FORGET))
+    settings = {"solver": "woodfisher", "max_samples": max_samples}
+    with pytest.raises(
+        ValueError, match=rf"`max_samples`.*at most {needed // (8 * weights) - 1}.*memory_bytes={needed}"
+    ):
+        edit_of(InfluenceUnlearning(memory_bytes=needed - 1, **settings), module)
+    assert module.taken == 0
+    exact = edit_of(InfluenceUnlearning(memory_bytes=needed, **settings), module)
+    unbounded = edit_of(InfluenceUnlearning(memory_bytes=None, **settings), module)
+    torch.testing.assert_close(flat(exact), flat(unbounded), rtol=0, atol=0)
+    edit_of(InfluenceUnlearning(memory_bytes=1), module)  # conjugate gradients keep no vector for a sample
+
+
 def test_at_the_minimum_of_a_convex_loss_one_step_is_almost_retraining():
     trained = minimised(Softmax(penalty=0.3), range(ROWS))
     retrained = minimised(copy.deepcopy(trained), kept())
@@ -145,6 +174,7 @@ def test_targets_that_are_no_answers_need_the_hessian():
         {"damping": 0.0},
         {"max_iterations": 0},
         {"max_samples": 0},
+        {"memory_bytes": 0},
     ],
 )
 def test_bad_settings(settings):

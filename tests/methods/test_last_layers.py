@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
+from lightning import Callback
 from torch import nn
 from torch.nn import functional
 
+from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.methods import CatastrophicForgettingK, FineTune
+from lightning_unlearn.modules.unlearning_module import UnlearningModule
 from lightning_unlearn.utilities.layers import chosen_layers, frozen_statistics_layers, parameter_layers
-from tests.methods.passes import Answering, assert_close, run
-from tests.modules.cases import Adversarial, same, weights
+from tests.methods.passes import FORGET, Answering, assert_close, run
+from tests.modules.cases import Adversarial, loader, same, trainer, weights
 
 
 def adamw(parameters):
@@ -37,7 +40,7 @@ def test_frozen_layers_stay_bit_for_bit(optimizer, statistics):
     assert changed == {"net.3.weight", "net.3.bias"} | (learnt if statistics == "update" else set())
     assert all(one.requires_grad for one in module.parameters())
     assert all(layer.training for layer in module.modules())
-    assert method._frozen == method._still == []
+    assert method._frozen == method._switched_off == method._still == []
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -56,6 +59,47 @@ def test_the_rest_is_a_plain_loop_over_the_last_layer(clip):
             torch.nn.utils.clip_grad_norm_(head.parameters(), clip)
         optimizer.step()
     assert_close(module, twin)
+
+
+class Gradients(Callback):
+    """Which parameters autograd gave a gradient, before anything could drop it, and which asked for one."""
+
+    def __init__(self):
+        self.given, self.asked = set(), set()
+
+    def on_after_backward(self, trainer, pl_module):
+        parameters = dict(pl_module.named_parameters())
+        self.given |= {name for name, one in parameters.items() if one.grad is not None}
+        self.asked |= {name for name, one in parameters.items() if one.requires_grad}
+
+
+@pytest.mark.parametrize(("k", "wanted"), [(1, {"net.3"}), (2, {"net.1", "net.3"}), (3, {"net.0", "net.1", "net.3"})])
+def test_frozen_layers_take_no_gradients(k, wanted):
+    seen, model = Gradients(), Answering()
+    names = {f"{layer}.{kind}" for layer in wanted for kind in ("weight", "bias")}
+    wrapped = UnlearningModule(model, CatastrophicForgettingK(k=k, max_steps=2))
+    parts = UnlearningDataModule(loader(), FORGET).with_parts(("retain",))
+    trainer(max_steps=2, callbacks=[seen]).fit(wrapped, datamodule=parts)
+    wrapped.unwrap()
+    assert seen.given == seen.asked == names
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_what_was_frozen_by_the_user_stays_so_and_an_exception_gives_the_rest_back():
+    class Breaks(Callback):
+        def on_train_batch_end(self, *args):
+            raise RuntimeError("broken")
+
+    model = Answering()
+    model.net[0].bias.requires_grad_(False)
+    wrapped = UnlearningModule(model, CatastrophicForgettingK(max_steps=3))
+    parts = UnlearningDataModule(loader(), FORGET).with_parts(("retain",))
+    try:
+        with pytest.raises(RuntimeError, match="broken"):
+            trainer(max_steps=3, callbacks=[Breaks()]).fit(wrapped, datamodule=parts)
+    finally:
+        wrapped.unwrap()
+    assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["net.0.bias"]
 
 
 def test_layers_by_name():

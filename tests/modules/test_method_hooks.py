@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from lightning import LightningDataModule
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.methods import PartialUpdates
 from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod, as_loss
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
-from tests.modules.cases import CLASSES, User, loader, same, trainer, weights
+from tests.modules.cases import CLASSES, User, dataset, loader, same, trainer, weights
 
 FORGET = [1, 4, 8, 15, 30]
 
@@ -94,9 +95,73 @@ def test_every_epoch_has_the_parts_of_the_schedule():
     assert method.ended == 1
 
 
-def test_a_trainer_that_keeps_its_loaders_is_refused():
-    with pytest.raises(UnsupportedStrategyError, match="reload_dataloaders_every_n_epochs"):
-        run(InTurn())
+def test_behind_the_schedule_its_last_parts_stay():
+    method = InTurn()
+    run(method, reload_dataloaders_every_n_epochs=1, max_epochs=6)
+    assert {(epoch, parts) for epoch, parts, _ in method.seen if epoch > 2} == {
+        (epoch, ("forget", "retain")) for epoch in (3, 4, 5)
+    }
+
+
+class Orders(InTurn):
+    """Two passes over the retain data, whose rows it keeps."""
+
+    schedule: ClassVar = [("retain",), ("retain",)]
+    parts: ClassVar = ("retain",)
+
+    def __init__(self):
+        super().__init__()
+        self.max_epochs, self.rows = 2, ([], [])
+
+    def step(self, host, batch, batch_idx):
+        self.rows[host.current_epoch].extend(map(tuple, batch["retain"][0].tolist()))
+        return super().step(host, batch, batch_idx)
+
+
+def test_every_pass_over_a_part_has_an_order_of_its_own_that_the_seed_names():
+    first, again = Orders(), Orders()
+    for method in (first, again):
+        run(method, reload_dataloaders_every_n_epochs=1)
+    one, two = first.rows
+    assert first.rows == again.rows
+    assert one != two
+    assert sorted(one) == sorted(two)
+    assert len(set(one)) == 35
+
+
+class Doubling(LightningDataModule):
+    """With a transfer hook that knows the user's batches only."""
+
+    def train_dataloader(self):
+        return loader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return [2 * x, y]
+
+
+def test_the_users_transfer_hook_sees_single_parts_of_an_epoch_as_well():
+    class Keeps(InTurn):
+        def step(self, host, batch, batch_idx):
+            for part, piece in batch.items():
+                kept.setdefault((host.current_epoch, part), []).append(piece[0])
+            return super().step(host, batch, batch_idx)
+
+    kept, method = {}, Keeps()
+    data = UnlearningDataModule(Doubling(), FORGET, seed=1).with_parts(method.parts, method.schedule)
+    wrapped = UnlearningModule(Forwarding(), method)
+    trainer(max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(wrapped, datamodule=data)
+    x = dataset().tensors[0]
+    retain = [row for row in range(len(x)) if row not in FORGET]
+    for epoch, part, rows in ((0, "forget", FORGET), (1, "retain", retain), (3, "retain", retain)):
+        seen = torch.cat(kept[epoch, part])
+        assert sorted(seen[:, 0].tolist()) == sorted((2 * x[rows, 0]).tolist())
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_trainer_that_keeps_its_loaders_is_refused(every):
+    with pytest.raises(UnsupportedStrategyError, match=f"reload_dataloaders_every_n_epochs.*got {every}"):
+        run(InTurn(), reload_dataloaders_every_n_epochs=every)
 
 
 def test_the_method_lets_go_after_an_exception_as_well():
@@ -129,7 +194,36 @@ def test_running_statistics_follow_forget_batches_only_if_told_to(statistics, le
     assert torch.equal(model.net[1].running_mean, before) is not learnt
 
 
-def test_hooks_come_off_the_optimizer_and_masks_begin_anew():
+class Counting(InTurn):
+    """Keeps the numbers of steps that masks are asked for."""
+
+    schedule: ClassVar = None
+    parts: ClassVar = ("retain",)
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def update_masks(self, host, iteration):
+        self.asked.append(iteration)
+        return super().update_masks(host, iteration)
+
+
+def test_every_fit_of_a_wrapper_begins_anew_and_ends_without_unwrapping():
+    method, model = Counting(), Forwarding()
+    wrapped = UnlearningModule(model, method)
+    for fits in (1, 2):
+        data = UnlearningDataModule(loader(), FORGET, seed=1).with_parts(method.parts)
+        fitted = trainer(max_steps=3)
+        fitted.fit(wrapped, datamodule=data)
+        assert method.asked == [0, 1, 2] * fits
+        assert method.ended == fits
+        assert not fitted.optimizers[0]._optimizer_step_post_hooks
+    wrapped.unwrap()
+    assert method.ended == 2
+
+
+def test_masks_are_the_same_in_every_pass():
     method = Looks().with_updates(PartialUpdates(0.3, "cyclic"))
     first, second = run(method), run(method)
     assert same(weights(first), weights(second))

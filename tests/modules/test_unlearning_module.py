@@ -13,6 +13,7 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
 from lightning_unlearn.methods.fine_tune import FineTune
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
+from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from tests.modules.cases import (
     Adversarial,
     Ascent,
@@ -386,9 +387,10 @@ def test_a_module_may_be_wrapped_again():
 
 @pytest.mark.parametrize("copied", [lambda item: pickle.loads(pickle.dumps(item)), copy.deepcopy])  # noqa: S301
 def test_copies_are_whole(copied):
-    wrapped = UnlearningModule(User(), Joint())
+    wrapped = UnlearningModule(User(), Joint(), adapter=BatchAdapter(target_key="y"))
     twin = copied(wrapped)
     assert isinstance(twin, UnlearningModule)
+    assert twin.batch_adapter.target_key == "y"
     assert same(weights(twin), weights(wrapped))
     assert twin.net is not wrapped.net
     user = twin.unwrap()

@@ -17,7 +17,7 @@ from lightning_unlearn.exceptions import (
     StoreMismatchError,
 )
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.documents import to_document
+from lightning_unlearn.store.documents import FORMAT_VERSION, to_document
 from lightning_unlearn.types import DataFingerprint, ModelState, OptimizerInfo, RecordingSettings, StepStatus
 from lightning_unlearn.utilities.parameters import model_signature, weights_digest
 from tests.helpers.stores import Plain, Steps, holds_step, make_store
@@ -240,6 +240,7 @@ def test_what_is_no_id_is_refused_and_not_silently_unknown(url, ids):
 
 def test_info(url):
     store, steps = make_store(url, value_dtype="scaled_float16"), Steps()
+    assert store.info().format_versions == (FORMAT_VERSION,)  # before there is a segment that could tell
     with store.writer() as writer:
         steps.fill(writer, 4)
         writer.append(**steps.without_delta(4, StepStatus.UNWATCHED))

@@ -96,6 +96,9 @@ def test_frozen_parameters_are_not_written_and_not_missed(tmp_path):
     with pytest.raises(StoreMismatchError, match="other values of 'c'"):
         store.check_frozen(module)
     store.check_frozen(module, known={"c"})
+    del module.c
+    with pytest.raises(StoreMismatchError, match="other values of 'c'"):
+        store.check_frozen(module)
 
 
 def test_values_are_added_once_and_only_as_they_were(tmp_path):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.functional.pruning import Pruning
 from lightning_unlearn.store.lineage import LedgerEntry, Lineage, Run, lineage_from_dict, lineage_to_dict
 from lightning_unlearn.types import ModelState, OptimizerInfo
 
@@ -25,12 +26,16 @@ def test_json_round_trip():
         entries=(
             entry("e", {5: 0.1, 3: 1.0}, keep={"*.bias": 1.0, "*": 0.1}),
             entry("f", {}, keep=0.3, purged="purging", undone=True),
+            entry("g", {}, keep=Pruning({"*.bias": 1.0, "*": 0.1}, "sum", "random", 3)),
+            entry("h", {}, keep=Pruning(0.2, "sum")),
         ),
         key_check="k",
     )
     again = lineage_from_dict(json.loads(json.dumps(lineage_to_dict(lineage), sort_keys=True)))
     assert again == lineage
-    assert list(again.entries[0].keep) == ["*.bias", "*"]  # the first match wins, so the order matters
+    assert [list(again.entries[0].keep), list(again.entries[2].keep.keep)] == [
+        ["*.bias", "*"]
+    ] * 2  # the first match wins, so the order matters
 
 
 def test_states_are_recognised_by_the_latest():

@@ -14,6 +14,7 @@ import zstandard
 from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.opening import load_segment
+from lightning_unlearn.store.salvage import salvage_segment
 from lightning_unlearn.types import StepStatus
 from lightning_unlearn.utilities.files import Files
 from tests.helpers.stores import Plain, Steps, holds_step, make_store, tensor_span
@@ -544,7 +545,7 @@ def test_what_cannot_be_read_for_the_moment_is_not_called_damaged(tmp_path, monk
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError("denied"), OSError()])
-@pytest.mark.parametrize("what", ["segment", "anchor", "commit"])
+@pytest.mark.parametrize("what", ["segment", "anchor", "commit", "initial"])
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatch, what, where, error):
     store = make_store(tmp_path / "s" if where == "local" else f"memory://{uuid.uuid4().hex}")
@@ -556,7 +557,7 @@ def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatc
 
     def unreachable(method):
         def fail(files, name, *args):
-            if name.partition("/")[2].startswith(what):
+            if name.rpartition("/")[2].startswith(what):
                 raise error
             return method(files, name, *args)
 
@@ -573,6 +574,37 @@ def test_what_cannot_be_read_for_the_moment_is_not_given_up(tmp_path, monkeypatc
     assert store.verify().ok
     assert store.anchors == [4]
     assert not never_wrong(store)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_what_cannot_be_read_any_more_as_it_is_repaired_is_not_given_up(tmp_path, monkeypatch, where):
+    """The damage is seen, and then the disk goes away: the steps that are intact must not be taken for gone."""
+    store = make_store(tmp_path / "s" if where == "local" else f"memory://{uuid.uuid4().hex}")
+    with store.writer() as writer:
+        STEPS.fill(writer, N_STEPS)
+    store = DeltaStore.open(store.url)
+    (ref,) = store.reader.commits[0].segments
+    name = f"rank-00000/{ref.name}"
+    start, stop = load_segment(store.files, "rank-00000", ref).payload_span(6)
+    data = bytearray(store.files.read(name))
+    data[(start + stop) // 2] ^= 1
+    store.files.publish(name, [data])
+
+    def unreachable(*args):
+        raise PermissionError("denied")
+
+    def salvage(*args):
+        with monkeypatch.context() as context:
+            for method in ("read", "view"):
+                context.setattr(Files, method, unreachable)
+            return salvage_segment(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr("lightning_unlearn.store.maintenance.salvage_segment", salvage)
+        with pytest.raises(PermissionError, match="denied"):
+            store.repair()
+    assert never_wrong(DeltaStore.open(store.url)) == [6]
+    assert DeltaStore.open(store.url).repair().damaged_steps == (6,)
 
 
 def test_what_was_purged_is_gone_on_the_disk_as_well(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from lightning_unlearn.store.records import ENTRY, EncodedStep, encode_step
 from lightning_unlearn.store.segment import build_segment
 from lightning_unlearn.store.segment_reader import Segment
+from lightning_unlearn.store.segment_tensors import SegmentTensors
 from lightning_unlearn.types import StepStatus
 
 IDS = [(1, 2, 2), (), (5, -(2**31)), (3,)]
@@ -45,6 +46,20 @@ def test_round_trip(ids, at_once):
         assert step.status == i
         assert (step.pruning_error, step.rounding_error, step.edited) == (i / 8, i / 16, i == 1)
     assert list(segment.damaged_parts()) == []
+
+
+@pytest.mark.parametrize("name", ["ids", "entries", "index.steps"])
+def test_no_slice_reaches_into_the_next_tensor(name):
+    ref, chunks = build()
+    data = memoryview(b"".join(chunks))
+    tensors = SegmentTensors(data[: ref.head_bytes], lambda start, stop: data[start:stop])
+    n = tensors.length(name)
+    start, stop = tensors.span(name)
+    assert tensors.whole(name) == tensors.slice(name, 0, n) == data[start:stop]
+    assert len(tensors.slice(name, n, n)) == 0
+    for first, last, width in ((0, n + 1, 1), (n + 1, n + 1, 1), (-1, 0, 1), (1, 0, 1), (0, n // 2 + 1, 2)):
+        with pytest.raises(ValueError, match=f"{name} from {first} to {last}"):
+            tensors.slice(name, first, last, width)
 
 
 def test_errors_that_were_not_measured_are_nan():
@@ -151,6 +166,16 @@ def test_every_flipped_bit_behind_the_head_is_found(keys):
                 except ValueError:
                     damaged = True
             assert damaged, (place, bit)
+
+
+def test_an_index_whose_fences_are_altered_is_named_although_the_head_is_not_trusted():
+    ref, chunks = build()
+    data = bytearray(b"".join(chunks))
+    start, _ = SegmentTensors(data[: ref.head_bytes], lambda *_: b"").span("index.fence")
+    data[start] ^= 1
+    found = memoryview(data)
+    segment = Segment(ref, found[: ref.head_bytes], lambda start, stop: found[start:stop], check=False)
+    assert list(segment.damaged_parts()) == ["id index"]
 
 
 def check_all(ref, head, body):

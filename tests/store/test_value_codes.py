@@ -52,3 +52,28 @@ def test_another_number_of_bytes(value_dtype):
     scale, data = encode_values(torch.from_numpy(VALUES), value_dtype)
     with pytest.raises(ValueError, match="7 values"):
         decode_values(value_dtype, scale, data[:-1], VALUES.size)
+
+
+@pytest.mark.parametrize("value_dtype", VALUE_CODES)
+@pytest.mark.parametrize("numel", [32_767, 32_768, 70_001])
+def test_pieces_are_put_together_as_one(value_dtype, numel):
+    """Long layers are converted piece by piece; every value must be what it is in a layer of few."""
+    values = torch.randn(numel, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    values[:: numel - 1] = 4.0  # the factor of the whole, at both ends
+    scale, data = encode_values(values, value_dtype)
+    for start in range(0, numel, 9_999):
+        few = torch.cat((values[:1], values[start : start + 9_999]))
+        factor, piece = encode_values(few, value_dtype)
+        width = VALUE_WIDTHS[value_dtype]
+        assert factor == scale
+        assert piece[width:].tobytes() == data[width * start : width * (start + 9_999)].tobytes()
+
+
+@pytest.mark.parametrize("value_dtype", VALUE_CODES)
+def test_the_largest_numbers_stay_finite(value_dtype):
+    most = float(np.finfo(np.float32).max)
+    values = torch.tensor([most, -most, most / 2, 2.0**127, 1.0])
+    scale, data = encode_values(values, value_dtype)
+    read = decode_values(value_dtype, scale, data, values.numel())
+    assert np.isfinite(read).all()
+    np.testing.assert_allclose(read[:4], values[:4].numpy(), rtol=8e-3)  # half a step of int8

@@ -54,7 +54,9 @@ def test_mappings_by_keyword_and_by_key():
     assert torch.equal(other["labels"], 2 - Y)
     by_key = BatchAdapter(target_key="y", input_key="x")
     assert torch.equal(by_key(text.net, {"x": X, "y": Y, "id": 3})[0], text.net(X))
-    assert by_key.replaced({"x": X, "y": Y, "id": 3}, inputs=-X)["id"] == 3
+    other = by_key.replaced({"x": X, "y": Y, "id": 3}, inputs=-X)
+    assert torch.equal(other.pop("x"), -X)
+    assert other == {"y": Y, "id": 3}
 
 
 def test_losses():
@@ -80,8 +82,12 @@ def test_wrong_targets():
     anything = adapter.wrong_targets(targets, 4, avoid_true=False)
     assert float((anything == targets).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert adapter.wrong_targets(torch.tensor([[0.0, 1.0]]), 2).tolist() == [[1.0, 0.0]]
+    assert adapter.wrong_targets(torch.tensor([-100, 1, -1]), 2).tolist() == [-100, 0, -1]  # what losses ignore
     with pytest.raises(ValueError, match="at least 2"):
         adapter.wrong_targets(targets, 1)
+    for value in (-0.5, 1.5):
+        with pytest.raises(MissingRequirementError, match="`wrong_targets` is overridden"):
+            adapter.wrong_targets(torch.tensor([0.0, value]), 2)
 
 
 @pytest.mark.parametrize("batch", [X, "text", (X,), {"x": X}, (X, 3)])

@@ -3,7 +3,9 @@ import stat
 import uuid
 
 import pytest
+from fsspec.registry import known_implementations
 
+from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files
 from tests.helpers.stores import Killed, Killer
 
@@ -78,3 +80,12 @@ def test_killed_anywhere_the_old_or_the_new_content_is_there(tmp_path, monkeypat
     old = None if exclusive else b"old"
     assert set(outcomes) == {old, b"new"}
     assert outcomes == sorted(outcomes, key=lambda content: content == b"new")
+
+
+def test_urls_that_nothing_installed_can_reach_are_named(monkeypatch):
+    with pytest.raises(MissingRequirementError, match=r"'nosuch://bucket' \(Protocol not known: nosuch\)"):
+        Files("nosuch://bucket")
+    # as with s3 without its package
+    monkeypatch.setitem(known_implementations, "nothere", {"class": "no_such_package.System", "err": "Install nothere"})
+    with pytest.raises(MissingRequirementError, match=r"'nothere://bucket' \(Install nothere\).*Install the package"):
+        Files("nothere://bucket")

@@ -8,6 +8,18 @@ from torch import nn
 from lightning_unlearn.utilities.reinitialise import reinitialise
 
 
+class Keyed(nn.Module):
+    """Begins with a certain pattern, of which shuffling would leave nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4, 4))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.eye_(self.weight)
+
+
 class Embedded(nn.Module):
     """Has a parameter of its own that it cannot reset, a frozen layer and one with running statistics."""
 
@@ -16,6 +28,7 @@ class Embedded(nn.Module):
         self.positions = nn.Parameter(torch.arange(12.0).view(3, 4))
         self.attention = nn.MultiheadAttention(4, 2)
         self.norm = nn.BatchNorm1d(4)
+        self.keyed = Keyed()
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
 
@@ -43,6 +56,7 @@ def test_every_parameter_is_drawn_anew():
             assert new.abs().max() < 5, f"{name} still has what it was taught"
     assert torch.equal(module.positions.flatten().sort().values, before.positions.flatten())
     assert (module.norm.running_mean == 0).all()
+    assert torch.equal(module.keyed.weight, torch.eye(4))
 
 
 def test_a_seed_names_one_outcome():
