@@ -56,7 +56,7 @@ class Rows(LightningDataModule):
 def compare(folder, *arguments):
     """Rows of the table that the script writes."""
     command = [sys.executable, str(EXAMPLES / "compare_methods.py"), "--json", str(folder / "table.json")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "table.json").read_text())["rows"]
 

@@ -232,8 +232,8 @@ class PushingMethod(LossMethod):
         lr_scale: As in `LossMethod`.
         stop: `"held_out"`, `"retain"`, or `None` for the paper's fixed number of steps. Without validation data the
             fixed number is run as well, with a warning.
-        check_every: Steps between two looks at the losses of at most 200 samples of each kind; `None` looks at the end of each
-            epoch with retain data, and takes nothing back.
+        check_every: Steps between two looks at the losses of at most 200 samples of each kind; `None` looks at the end
+            of each epoch with retain data, and takes nothing back.
         forget_statistics: See `ForgetStatistics`.
     """
 
