@@ -85,7 +85,8 @@ class SubjectGrouping(Callback):
         combined = trainer.fit_loop._combined_loader
         n_loaders = 0 if combined is None else len(combined.flattened)
         if n_loaders != 1:
-            raise UnsupportedStrategyError(expected("train_dataloader", "one loader", f"{n_loaders} of them"))
+            got, remedy = f"{n_loaders} of them", "Train without `SubjectGrouping`, or put the data into one loader."
+            raise UnsupportedStrategyError(expected("train_dataloader", "one loader", got, remedy))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""

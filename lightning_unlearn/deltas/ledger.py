@@ -155,7 +155,8 @@ class DeletionLedger:
 
         def change(lineage: Lineage) -> Lineage:
             if before not in lineage.states:
-                raise StoreMismatchError(expected("plan", "made for weights that are still known", before.digest))
+                rule, remedy = "made for weights that are still known", "Make the plan again."
+                raise StoreMismatchError(expected("plan", rule, before.digest, remedy))
             return replace(lineage.with_entry(entry).with_state(after), key_check=_key_check(key))
 
         self.store.update_lineage(change)
@@ -184,7 +185,10 @@ class DeletionLedger:
         self.store.check_model(module)
         state = self.store.state_of(weights_digest(module))
         if state is None:
-            raise StoreMismatchError(expected("module", "one with weights that the store knows", "other weights"))
+            remedy = "Undo the edit on the very weights that it led to."
+            raise StoreMismatchError(
+                expected("module", "one with weights that the store knows", "other weights", remedy)
+            )
         if entry_id not in state.edits[-1:]:
             remedy = "Undo later edits first, in reverse order."
             raise DeletionRequestError(expected("entry_id", "the latest edit of these weights", entry_id, remedy))
@@ -220,7 +224,8 @@ class DeletionLedger:
         if entry.purged == "yes":
             return
         if entry.undone:
-            raise DeletionRequestError(expected("entry_id", "an entry in force", f"{entry_id}, which was undone"))
+            got, remedy = f"{entry_id}, which was undone", "Forget its ids again, and purge that entry."
+            raise DeletionRequestError(expected("entry_id", "an entry in force", got, remedy))
         again = self._open_again(entry)
         if again:
             rule = f"an entry whose ids stayed forgotten in all weights that rest on {entry_id}"
@@ -253,7 +258,9 @@ class DeletionLedger:
         self.store.refresh()
         entry = self.store.lineage.entry(entry_id)
         if entry is None:
-            raise DeletionRequestError(expected("entry_id", "an entry of this ledger", entry_id))
+            raise DeletionRequestError(
+                expected("entry_id", "an entry of this ledger", entry_id, "`entries` lists them.")
+            )
         return entry
 
     def _state(self, module: nn.Module, before: ModelState, edits: tuple[str, ...]) -> ModelState:

@@ -15,7 +15,7 @@ from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import DeletionRequestError, UnlearningWarning
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import SampleId
-from lightning_unlearn.utilities.checks import check_positive_int, expected
+from lightning_unlearn.utilities.checks import check_positive_int, expected, shorten
 
 __all__ = ["placebo_request"]
 
@@ -56,7 +56,11 @@ def placebo_request(
     state = recognise(store, model)
     wanted = _placed(store, request.sample_ids, state.ranges)
     if wanted is None:
-        raise DeletionRequestError(expected("request", "ids that were recorded", request.sample_ids[:5]))
+        got, remedy = (
+            shorten(request.sample_ids),
+            "No step in these weights names them: check the recording's identity.",
+        )
+        raise DeletionRequestError(expected("request", "ids that were recorded", got, remedy))
     rng = np.random.default_rng(seed)
     steps = np.concatenate([np.arange(start, stop) for start, stop in state.ranges])
     drawn = np.sort(rng.choice(steps, min(_SAMPLED_STEPS, len(steps)), replace=False)).tolist()

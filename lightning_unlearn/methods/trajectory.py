@@ -63,7 +63,7 @@ class Trajectory:
         if context.data is None or context.store is None:
             missing = Requirement.RETAIN_DATA if context.data is None else Requirement.INITIAL_WEIGHTS
             raise MissingRequirementError(f"{name} needs {missing.value}.")
-        self._context, self._store, self._tolerance = context, context.store, tolerance
+        self._name, self._context, self._store, self._tolerance = name, context, context.store, tolerance
         data, module, store = context.data, context.module, context.store
         self.forgotten = frozenset(int(one) for one in data.forget_positions)
         batches = replayable_batches(store, module, data)
@@ -174,10 +174,13 @@ class Trajectory:
                 for layer in layers:
                     layer.training = True
                 found = self._context.loss(batch)
-        if found is None or not bool(torch.isfinite(found)):
-            rule = "returning a finite loss for every recorded batch"
-            got = None if found is None else float(found)
-            raise LightningUnlearnError(expected("training_step", rule, got, "Use another method."))
+        if found is None:
+            rule = "returning a loss for every recorded batch"
+            raise LightningUnlearnError(expected("training_step", rule, None, "Use another method."))
+        if not bool(torch.isfinite(found)):
+            rule = "a method whose weights have a finite loss on the recorded batches"
+            remedy = "They have left those of the training too far: compute more gradients, or use `Retrain`."
+            raise LightningUnlearnError(expected("method", rule, f"{self._name} at {float(found)}", remedy))
         return found
 
     def _has_deltas(self) -> bool:

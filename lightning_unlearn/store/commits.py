@@ -88,9 +88,10 @@ def _parse(body: dict[str, Any], name: str, store_id: str, rank: int) -> Commit:
     commit = Commit(int(body["number"]), segments, tuple(AnchorRef(**anchor) for anchor in body.get("anchors", ())))
     bounds = [0, *(segment.stop for segment in commit.segments)]
     if [segment.start for segment in commit.segments] != bounds[:-1]:
-        raise StoreCorruptedError(expected(name, "a list of adjoining segments", body["segments"]))
+        raise StoreCorruptedError(expected(name, "a list of adjoining segments", body["segments"], _REPAIR))
     if any(anchor.step > commit.n_steps for anchor in commit.anchors):
-        raise StoreCorruptedError(expected(name, f"anchors within its {commit.n_steps} steps", body["anchors"]))
+        rule = f"anchors within its {commit.n_steps} steps"
+        raise StoreCorruptedError(expected(name, rule, body["anchors"], _REPAIR))
     return commit
 
 

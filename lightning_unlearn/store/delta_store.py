@@ -109,7 +109,10 @@ class DeltaStore(StoreUpkeep):
         except FileExistsError as error:
             for name in (initial_file, lineage_file):
                 files.delete(name)
-            raise StoreMismatchError(expected("url", "written by one process", f"another store at {url}")) from error
+            remedy = "Record every run into a directory of its own."
+            raise StoreMismatchError(
+                expected("url", "written by one process", f"another store at {url}", remedy)
+            ) from error
         for name in files.names():  # of attempts that did not get to their `store.json`
             if name.startswith(("initial-", "lineage-")) and name not in (initial_file, lineage_file):
                 files.delete(name)

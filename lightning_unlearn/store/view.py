@@ -110,7 +110,8 @@ class StoreView:
             except FileNotFoundError as error:
                 raise StoreCorruptedError(expected(name, "there", "no such file", "Restore it from a copy.")) from error
             if body["store_id"] != self.store_id:
-                raise StoreMismatchError(expected(name, f"of store {self.store_id}", body["store_id"]))
+                remedy = "Do not mix stores: restore it from a copy."
+                raise StoreMismatchError(expected(name, f"of store {self.store_id}", body["store_id"], remedy))
             self._lineage = lineage_from_dict(body)
         return self._lineage
 

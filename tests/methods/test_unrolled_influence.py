@@ -66,6 +66,20 @@ def test_a_batch_with_nothing_left_is_no_step(tmp_path, settings):
     torch.testing.assert_close(flat(found), flat(twin(initial, store, ids)), rtol=0, atol=1e-10)
 
 
+def test_terms_that_become_zero_leave_the_denominator_and_the_step(tmp_path):
+    model = Regressor(momentum=0.9, weight_decay=0.1, lr=0.02)
+    initial, store = fit(tmp_path / "s", model, keep=0.5)
+    ids = sorted({*store.record(5).sample_ids, 0})
+    x, y = dataset().tensors
+
+    def loss(module, step, batch):
+        weights = torch.tensor([float(one not in ids) for one in batch], dtype=torch.float64)
+        return module.loss(x[batch], y[batch], weights)
+
+    found = forget(model, store, ids, UnrolledInfluence(reduction="sum"))
+    torch.testing.assert_close(flat(found), flat(loop(initial, store, loss)), rtol=0, atol=1e-10)
+
+
 FIRST_ORDER = {
     "momentum": {"momentum": 0.9, "weight_decay": 0.02, "lr": 0.02},
     "nesterov, schedule": {"momentum": 0.7, "nesterov": True, "schedule": (cosine(STEPS), "step")},

@@ -43,6 +43,18 @@ def test_logits_come_through_the_adapter_and_can_be_differentiated_without_gradi
     assert torch.equal(logits, 2 * copy.deepcopy(model).eval().net(BATCH[0]))
 
 
+def test_loss_and_logits_are_of_batches_behind_the_users_transfer_hooks():
+    class Doubling(Forwarding):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [2 * batch[0], batch[1]]
+
+    model, doubled = Doubling(), (2 * BATCH[0], BATCH[1])
+    twin = copy.deepcopy(model).eval()
+    with differentiable(model) as (loss, outputs):
+        assert torch.equal(outputs(BATCH)[0], twin.net(doubled[0]))
+        assert torch.equal(loss(BATCH), functional.cross_entropy(twin.net(doubled[0]), doubled[1]))
+
+
 def test_nothing_is_left_behind():
     model = trained().train()
     model.net[0].eval()  # single layers keep their modes

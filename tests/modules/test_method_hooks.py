@@ -129,18 +129,28 @@ def test_every_pass_over_a_part_has_an_order_of_its_own_that_the_seed_names():
     assert len(set(one)) == 35
 
 
-class Doubling(LightningDataModule):
-    """With a transfer hook that knows the user's batches only."""
-
-    def train_dataloader(self):
-        return loader()
+class Doubles:
+    """A transfer hook that knows the user's batches only."""
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         x, y = batch
         return [2 * x, y]
 
 
-def test_the_users_transfer_hook_sees_single_parts_of_an_epoch_as_well():
+class DoublingData(Doubles, LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+
+class DoublingModule(Doubles, Forwarding):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden:UserWarning")  # Lightning says which of two hooks it takes
+@pytest.mark.parametrize(
+    ("source", "model"), [(DoublingData, Forwarding), (loader, DoublingModule)], ids=["datamodule", "module"]
+)
+def test_the_users_transfer_hook_sees_single_parts_of_an_epoch_as_well(source, model):
     class Keeps(InTurn):
         def step(self, host, batch, batch_idx):
             for part, piece in batch.items():
@@ -148,8 +158,8 @@ def test_the_users_transfer_hook_sees_single_parts_of_an_epoch_as_well():
             return super().step(host, batch, batch_idx)
 
     kept, method = {}, Keeps()
-    data = UnlearningDataModule(Doubling(), FORGET, seed=1).with_parts(method.parts, method.schedule)
-    wrapped = UnlearningModule(Forwarding(), method)
+    data = UnlearningDataModule(source(), FORGET, seed=1).with_parts(method.parts, method.schedule)
+    wrapped = UnlearningModule(model(), method)
     trainer(max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(wrapped, datamodule=data)
     x = dataset().tensors[0]
     retain = [row for row in range(len(x)) if row not in FORGET]

@@ -28,14 +28,14 @@ class Memorises(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, 3))
-        self.break_at = math.inf
+        self.break_at, self.breaks = math.inf, lambda loss: loss * math.inf
 
     def forward(self, x):
         return self.net(x)
 
     def training_step(self, batch, batch_idx):
         loss = functional.cross_entropy(self(batch[0]), batch[1])
-        return loss * math.inf if self.trainer.global_step >= self.break_at else loss
+        return self.breaks(loss) if self.trainer.global_step >= self.break_at else loss
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr, momentum=0.9)
@@ -174,8 +174,12 @@ def test_without_held_out_data_the_fixed_number_is_run_and_said(trained):
 
 
 @pytest.mark.filterwarnings("ignore:Retain data before the pass:lightning_unlearn.exceptions.UnlearningWarning")
-def test_a_loss_that_breaks_ends_the_pass_and_gives_the_original_back(trained):
-    trained.break_at = 4
+@pytest.mark.parametrize(
+    "breaks", [lambda loss: loss * math.inf, lambda loss: loss + math.inf], ids=["with its gradient", "alone"]
+)
+def test_a_loss_that_breaks_ends_the_pass_and_gives_the_original_back(trained, breaks):
+    """Where gradients are finite, the weights are as well: the loss alone tells."""
+    trained.break_at, trained.breaks = 4, breaks
     try:
         with pytest.warns(UnlearningWarning, match="not finite after 5 steps"):
             result = forget(trained, NegGradPlus(max_steps=50, stop=None), probe_samples=50)
