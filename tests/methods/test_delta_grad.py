@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 from lightning_unlearn.api import unlearn
-from lightning_unlearn.exceptions import MissingDeltaError, MissingRequirementError, UnsupportedStrategyError
+from lightning_unlearn.exceptions import (
+    MissingDeltaError,
+    MissingRequirementError,
+    UnlearningWarning,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.functional.limited_memory import LimitedMemoryHessian
 from lightning_unlearn.methods import DeltaGrad, Retrain, UnrolledInfluence
+from lightning_unlearn.methods.trajectory import warn_if_far
 from lightning_unlearn.store.delta_store import DeltaStore
 from tests.helpers.recorded import loaders, record
 from tests.methods.trajectories import EPOCHS, Regressor, cosine, dataset, fit, flat, forget, loader, twin
@@ -215,3 +221,11 @@ def test_arguments():
         with pytest.raises(ValueError, match=next(iter(arguments))):
             DeltaGrad(**arguments)
     assert loader().batch_size == 6
+
+
+def test_a_way_longer_than_the_training_is_said():
+    with pytest.warns(UnlearningWarning, match="DeltaGrad moves the weights 2 times as far"):
+        warn_if_far("DeltaGrad", torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0]))
+    with pytest.warns(UnlearningWarning, match="inf times"):
+        warn_if_far("DeltaGrad", torch.ones(2), torch.zeros(2))
+    warn_if_far("DeltaGrad", torch.ones(2), torch.tensor([2.0, 0.0]))

@@ -273,7 +273,7 @@ def test_samples_that_no_step_saw_are_refused(tmp_path):
 def test_a_change_longer_than_the_training_is_said(tmp_path):
     model = Regressor(hidden=5, optimizer=torch.optim.Adam, lr=0.3)  # a rate at which first order says nothing
     _, store = fit(tmp_path / "s", model, keep=0.5)
-    with pytest.warns(UnlearningWarning, match="first order does not hold"):
+    with pytest.warns(UnlearningWarning, match="left what it approximates"):
         forget(model, store, list(range(0, 24, 3)), UnrolledInfluence(), force=True)
 
 
