@@ -133,14 +133,14 @@ def one_run(name: str, epochs: int, seed: int) -> list[dict[str, Any]]:
             "nothing": None,
             "Amnesiac": Amnesiac(),
             "SingleGradient": SingleGradient(lr=model.settings["lr"]),
-            "UnrolledInfluence": UnrolledInfluence(),
+            "UnrolledInfluence": UnrolledInfluence(max_change=None),
         }
         if model.optimizer is torch.optim.SGD:
             methods |= {
-                "DeltaGrad, period 2": DeltaGrad(period=2),
-                "DeltaGrad": DeltaGrad(),
-                "DeltaGrad, period 20": DeltaGrad(period=20),
-                "DeltaGrad, max_curvature 1": DeltaGrad(max_curvature=1.0),
+                "DeltaGrad": DeltaGrad(max_change=None),
+                "DeltaGrad, period 5": DeltaGrad(period=5, max_change=None),
+                "DeltaGrad, period 20": DeltaGrad(period=20, max_change=None),
+                "DeltaGrad, period 5, max_curvature 1": DeltaGrad(period=5, max_curvature=1.0, max_change=None),
             }
         results: dict[str, tuple[LightningModule, float, int] | None] = {}
         for label, method in methods.items():

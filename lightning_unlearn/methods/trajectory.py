@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from lightning_unlearn.exceptions import (
     MissingDeltaError,
     MissingRequirementError,
     StoreMismatchError,
-    UnlearningWarning,
 )
 from lightning_unlearn.functional.curvature import flat_gradient, gradient_and_product, unflatten
 from lightning_unlearn.functional.optimizer_maps import MapState, SGDMap
@@ -34,19 +32,22 @@ from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import weights_digest
 
-__all__ = ["Trajectory", "warn_if_far"]
+__all__ = ["Trajectory", "check_length"]
 
 
-def warn_if_far(name: str, change: Tensor, training: Tensor) -> None:
-    """Warn of a change of the weights that is longer than what the training did from the first touched step on."""
+def check_length(name: str, change: Tensor, training: Tensor, limit: float | None) -> None:
+    """Refuse a change of the weights that is longer than a multiple of the training's own from the first touched step.
+
+    Raises:
+        LightningUnlearnError: it is.
+    """
     length, travel = float(change.norm()), float(training.norm())
-    if length > travel:
-        warnings.warn(
-            f"{name} moves the weights {length / travel if travel else float('inf'):.3g} times as far as the training "
-            "did from the first touched step on: it has left what it approximates, and the result is no retrained one.",
-            UnlearningWarning,
-            stacklevel=3,
+    if limit is not None and not length <= limit * travel:
+        rule = f"a change no longer than {limit:g} times the training's own from the first touched step on for {name}"
+        got = (
+            f"one {length / travel if travel else float('inf'):.3g} times as long, which approximates nothing any more"
         )
+        raise LightningUnlearnError(expected("recorded run", rule, got, "Use `Retrain` or `Rewind`."))
 
 
 class Trajectory:

@@ -13,7 +13,7 @@ from lightning_unlearn.methods.base import Cost, EditContext, Guarantee, Require
 from lightning_unlearn.methods.recorded_optimizer import LearningRate, check_learning_rate
 from lightning_unlearn.methods.recorded_point import Point
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.trajectory import Trajectory, warn_if_far
+from lightning_unlearn.methods.trajectory import Trajectory, check_length
 from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.checks import check_choice, check_positive, expected
 
@@ -42,7 +42,7 @@ class UnrolledInfluence(WeightEdit):
     then retrain, or use `Rewind` or `DeltaGrad`.
 
     Fails: where recorded and changed training part, as with large rates or many samples, and the recursion grows
-    without bound; a warning says when the change is longer than the training's own. Measured on small networks it left
+    without bound; a change longer than the training's own is refused. Measured on small networks it left
     0.3 to 0.7 of the distance of the weights to the twin, and 0.02 to 0.3 of that of answers (`docs/trajectory.md`).
     Under Adam the derivative of :math:`\sqrt v` is as steep as `1 / eps` where an entry has hardly had a gradient, and
     is taken as 0 where it never had one. Dropout, random augmentation, clipping, accumulation, several optimizers and
@@ -56,6 +56,8 @@ class UnrolledInfluence(WeightEdit):
             retraining. `"sum"` (the paper): the forgotten terms become zero and the denominator stays; for mean losses.
         hessian: `"kept"`: of what is left of a batch; exact for quadratic losses. `"batch"` (the paper): of the whole
             batch, for the derivative by the samples' weight.
+        max_change: Refuse a result that is further from the model than this multiple of the way the training went from
+            the first touched step on (ours): it approximates nothing any more. `None` takes any.
         lr: Learning rate of every step (a number, a sequence, a function of the step); by default that of the module's
             `configure_optimizers` and its schedule, for the store has the first one only.
         tolerance: How far a computed step may be from the recorded one, relative to its length; `None` to follow any.
@@ -79,11 +81,13 @@ class UnrolledInfluence(WeightEdit):
         *,
         reduction: Literal["mean", "sum"] = "mean",
         hessian: Literal["kept", "batch"] = "kept",
+        max_change: float | None = 1.0,
         lr: LearningRate | None = None,
         tolerance: float | None = 0.01,
     ) -> None:
         self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
         self.hessian = check_choice("hessian", hessian, ("kept", "batch"))
+        self.max_change = None if max_change is None else check_positive("max_change", max_change)
         self.lr = check_learning_rate(lr)
         self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
 
@@ -105,7 +109,7 @@ class UnrolledInfluence(WeightEdit):
                     got = f"a change that is no number after step {point.step}"
                     raise LightningUnlearnError(expected(self.name, rule, got, "Use `Retrain` or `Rewind`."))
         if start is not None:
-            warn_if_far(self.name, change.weights, end - start)
+            check_length(self.name, change.weights, end - start, self.max_change)
         return trajectory.as_change(change.weights)
 
     def _follow(self, trajectory: Trajectory, point: Point, change: UnrolledChange) -> None:

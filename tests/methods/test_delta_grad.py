@@ -8,14 +8,14 @@ from torch import nn
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.exceptions import (
+    LightningUnlearnError,
     MissingDeltaError,
     MissingRequirementError,
-    UnlearningWarning,
     UnsupportedStrategyError,
 )
 from lightning_unlearn.functional.limited_memory import LimitedMemoryHessian
 from lightning_unlearn.methods import DeltaGrad, Retrain, UnrolledInfluence
-from lightning_unlearn.methods.trajectory import warn_if_far
+from lightning_unlearn.methods.trajectory import check_length
 from lightning_unlearn.store.delta_store import DeltaStore
 from tests.helpers.recorded import loaders, record
 from tests.methods.trajectories import EPOCHS, Regressor, cosine, dataset, fit, flat, forget, loader, twin
@@ -162,9 +162,9 @@ def test_where_curvature_is_negative_or_too_large_gradients_are_computed(tmp_pat
     model = Regressor()
     initial, store = fit(tmp_path / "t", model)
     expected = flat(twin(initial, store, FORGET))
-    bounded = flat(forget(model, store, FORGET, DeltaGrad(burn_in=0, max_curvature=1e-6)))
+    bounded = flat(forget(model, store, FORGET, DeltaGrad(period=5, burn_in=0, max_curvature=1e-6)))
     torch.testing.assert_close(bounded, expected, rtol=0, atol=1e-12)
-    free = flat(forget(model, store, FORGET, DeltaGrad(burn_in=0)))
+    free = flat(forget(model, store, FORGET, DeltaGrad(period=5, burn_in=0)))
     assert float((free - expected).norm()) > 1e-6
 
 
@@ -217,15 +217,22 @@ def test_16_bit_deltas_serve_as_well(tmp_path):
 
 
 def test_arguments():
-    for arguments in ({"period": 0}, {"burn_in": -1}, {"history": 0}, {"max_curvature": 0.0}, {"tolerance": -1.0}):
-        with pytest.raises(ValueError, match=next(iter(arguments))):
-            DeltaGrad(**arguments)
+    wrong = {"period": 0, "burn_in": -1, "history": 0, "max_curvature": 0.0, "max_change": 0.0, "tolerance": -1.0}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=name):
+            DeltaGrad(**{name: value})
     assert loader().batch_size == 6
 
 
-def test_a_way_longer_than_the_training_is_said():
-    with pytest.warns(UnlearningWarning, match="DeltaGrad moves the weights 2 times as far"):
-        warn_if_far("DeltaGrad", torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0]))
-    with pytest.warns(UnlearningWarning, match="inf times"):
-        warn_if_far("DeltaGrad", torch.ones(2), torch.zeros(2))
-    warn_if_far("DeltaGrad", torch.ones(2), torch.tensor([2.0, 0.0]))
+def test_a_way_longer_than_the_training_is_refused(tmp_path):
+    with pytest.raises(LightningUnlearnError, match="2 times as long"):
+        check_length("DeltaGrad", torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0]), 1.0)
+    with pytest.raises(LightningUnlearnError, match="inf times"):
+        check_length("DeltaGrad", torch.ones(2), torch.zeros(2), 1.0)
+    check_length("DeltaGrad", torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0]), 2.0)
+    check_length("DeltaGrad", torch.ones(2), torch.zeros(2), None)
+    model = Regressor()
+    _, store = fit(tmp_path / "s", model)
+    for method in (DeltaGrad(max_change=1e-6), UnrolledInfluence(max_change=1e-6)):
+        with pytest.raises(LightningUnlearnError, match=f"training's own .* for {method.name}"):
+            forget(model, store, FORGET, method)

@@ -13,7 +13,6 @@ from lightning_unlearn.exceptions import (
     LightningUnlearnError,
     MissingRequirementError,
     StoreMismatchError,
-    UnlearningWarning,
     UnsupportedStrategyError,
 )
 from lightning_unlearn.methods import Amnesiac, UnrolledInfluence
@@ -270,10 +269,10 @@ def test_samples_that_no_step_saw_are_refused(tmp_path):
         forget(model, store, [20], UnrolledInfluence(), data=data)
 
 
-def test_a_change_longer_than_the_training_is_said(tmp_path):
+def test_a_change_longer_than_the_training_is_refused(tmp_path):
     model = Regressor(hidden=5, optimizer=torch.optim.Adam, lr=0.3)  # a rate at which first order says nothing
     _, store = fit(tmp_path / "s", model, keep=0.5)
-    with pytest.warns(UnlearningWarning, match="left what it approximates"):
+    with pytest.raises(LightningUnlearnError, match="approximates nothing any more"):
         forget(model, store, list(range(0, 24, 3)), UnrolledInfluence(), force=True)
 
 
