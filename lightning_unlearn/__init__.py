@@ -60,7 +60,6 @@ if TYPE_CHECKING:
         Unsir,
         plan_rewind,
     )
-    from lightning_unlearn.methods.sisa_manifest import SisaPlan
     from lightning_unlearn.metrics import (
         JSToReference,
         KLToReference,
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.procedures.sisa import SisaTraining
     from lightning_unlearn.report import UnlearningReport
     from lightning_unlearn.results import EvaluationResult
+    from lightning_unlearn.shards.manifest import SisaPlan
     from lightning_unlearn.store.delta_store import DeltaStore
     from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
 
@@ -123,7 +123,7 @@ _HOMES = {
     "SingleGradient": "methods",
     "Sisa": "methods",
     "SisaEnsemble": "methods",
-    "SisaPlan": "methods.sisa_manifest",
+    "SisaPlan": "shards.manifest",
     "SisaTraining": "procedures.sisa",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",

@@ -27,6 +27,7 @@ RANK = {
     "data": 3,
     "store": 4,
     "deltas": 5,
+    "shards": 5,
     "methods": 6,
     "metrics": 6,
     "callbacks": 7,

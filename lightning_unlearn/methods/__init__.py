@@ -42,10 +42,10 @@ from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.methods.scrub_r import ScrubR
 from lightning_unlearn.methods.single_gradient import SingleGradient
 from lightning_unlearn.methods.sisa import Sisa
-from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
 from lightning_unlearn.methods.unrolled_influence import UnrolledInfluence
 from lightning_unlearn.methods.unsir import Unsir
+from lightning_unlearn.shards.ensemble import SisaEnsemble
 
 __all__ = [
     "METHODS",

@@ -11,11 +11,11 @@ from lightning import LightningModule
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.methods.base import Cost, Guarantee, Procedure, ProcedureContext, Requirement
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.sisa_data import SisaData
-from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
-from lightning_unlearn.methods.sisa_folder import SisaFolder
-from lightning_unlearn.methods.sisa_modules import ModuleFactory
-from lightning_unlearn.methods.sisa_training import SisaTrainings, ensemble_of
+from lightning_unlearn.shards.data import SisaData
+from lightning_unlearn.shards.ensemble import SisaEnsemble
+from lightning_unlearn.shards.folder import SisaFolder
+from lightning_unlearn.shards.modules import ModuleFactory
+from lightning_unlearn.shards.training import SisaTrainings, ensemble_of
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["Sisa"]

@@ -15,13 +15,13 @@ from lightning_unlearn.data.positions import SampleKeys
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.functional.votes import VOTES, Vote
-from lightning_unlearn.methods.sisa_data import SisaData
-from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
-from lightning_unlearn.methods.sisa_folder import SisaFolder
-from lightning_unlearn.methods.sisa_manifest import SisaManifest, SisaPlan, assign, slice_epochs
-from lightning_unlearn.methods.sisa_modules import ModuleFactory, signature_of
-from lightning_unlearn.methods.sisa_training import SisaTrainings, ensemble_of
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
+from lightning_unlearn.shards.data import SisaData
+from lightning_unlearn.shards.ensemble import SisaEnsemble
+from lightning_unlearn.shards.folder import SisaFolder
+from lightning_unlearn.shards.manifest import SisaManifest, SisaPlan, assign, slice_epochs
+from lightning_unlearn.shards.modules import ModuleFactory, signature_of
+from lightning_unlearn.shards.training import SisaTrainings, ensemble_of
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
 

@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_unlearn.api import evaluate, unlearn
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.methods import FineTune, Sisa, SisaEnsemble
-from lightning_unlearn.methods.sisa_manifest import assign, slice_epochs
 from lightning_unlearn.procedures.outcome import save_checkpoint
+from lightning_unlearn.shards.manifest import assign, slice_epochs
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from tests.helpers.models import quiet_trainer
 from tests.helpers.sisa import TRAINER, Noted, dataset, files, loader, parts, same, training

@@ -20,7 +20,7 @@ from lightning_unlearn.exceptions import (
     StoreMismatchError,
     UnsupportedStrategyError,
 )
-from lightning_unlearn.methods.sisa_modules import seed_of
+from lightning_unlearn.shards.modules import seed_of
 from tests.helpers.models import quiet_trainer
 from tests.helpers.sisa import (
     BATCH,

@@ -13,8 +13,8 @@ from lightning_unlearn.data.positions import SampleKeys, root_length
 from lightning_unlearn.data.selected import check_selectable, drawn_positions
 from lightning_unlearn.data.splits import sample_ids_of
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
-from lightning_unlearn.methods.sisa_manifest import SisaManifest
-from lightning_unlearn.methods.sisa_modules import seeded
+from lightning_unlearn.shards.manifest import SisaManifest
+from lightning_unlearn.shards.modules import seeded
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.sisa_manifest import SisaManifest
+from lightning_unlearn.shards.manifest import SisaManifest
 from lightning_unlearn.store.documents import from_document, to_document
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import TEMPORARY_PREFIX, Files

@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Timer
 from lightning_unlearn.data.selected import SelectedDataModule
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnsupportedStrategyError
 from lightning_unlearn.functional.votes import Vote
-from lightning_unlearn.methods.sisa_data import SisaData
-from lightning_unlearn.methods.sisa_ensemble import SisaEnsemble
-from lightning_unlearn.methods.sisa_folder import SisaFolder
-from lightning_unlearn.methods.sisa_manifest import SisaManifest, SisaStage
-from lightning_unlearn.methods.sisa_modules import (
+from lightning_unlearn.shards.data import SisaData
+from lightning_unlearn.shards.ensemble import SisaEnsemble
+from lightning_unlearn.shards.folder import SisaFolder
+from lightning_unlearn.shards.manifest import SisaManifest, SisaStage
+from lightning_unlearn.shards.modules import (
     ModuleFactory,
     check_readable,
     check_signature,

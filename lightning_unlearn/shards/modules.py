@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 
 from lightning_unlearn.exceptions import StoreMismatchError, UnsupportedStrategyError
-from lightning_unlearn.methods.sisa_manifest import SisaManifest
+from lightning_unlearn.shards.manifest import SisaManifest
 from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.modes import isolated_rng
