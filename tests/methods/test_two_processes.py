@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.api import unlearn
-from lightning_unlearn.methods import METHODS, LossMethod, Requirement
+from lightning_unlearn.methods import METHODS, LossMethod, Requirement, WeightEdit
 
 ROWS, CLASSES, FORGET = 24, 3, [0, 3, 5, 8, 13, 21]
 EVEN = 2  # a class with an even number of rows, so that halves are whole
@@ -36,11 +36,42 @@ class Smooth(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def dataset():
-    generator = torch.Generator().manual_seed(0)
+def dataset(seed=0):
+    generator = torch.Generator().manual_seed(seed)
     return TensorDataset(
         torch.rand(ROWS, 5, generator=generator), torch.randint(0, CLASSES, (ROWS,), generator=generator)
     )
+
+
+def watched(batch_size, processes):
+    """Weights and notes after a pass that is stopped by what held-out data say."""
+    warnings.simplefilter("ignore")
+    seed_everything(0, verbose=False)
+    model = Smooth()
+    trainer = {"accelerator": "cpu"} | ({"strategy": "ddp", "devices": processes} if processes > 1 else {"devices": 1})
+    result = unlearn(
+        model,
+        FORGET,
+        method=METHODS["NegGradPlus"](max_steps=300, stop="retain", retain_weight=0.2),
+        data={"train": DataLoader(dataset(), batch_size, shuffle=True), "val": DataLoader(dataset(seed=1), 7)},
+        trainer=trainer,
+        probe_samples=0,
+        seed=3,
+        force=True,
+    )
+    weights = torch.cat([one.detach().double().flatten() for one in result.model.parameters()])
+    return weights.tolist(), result.stages[0].steps, result.notes
+
+
+def edit(name):
+    """Weights after an edit."""
+    warnings.simplefilter("ignore")
+    seed_everything(0, verbose=False)
+    model = Smooth()
+    data = DataLoader(dataset(), 5, shuffle=True)
+    result = unlearn(model, FORGET, method=METHODS[name](), data=data, probe_samples=0, seed=3, force=True)
+    assert result.stages[0].relative_change > 0
+    return torch.cat([one.detach().double().flatten() for one in result.model.parameters()]).tolist()
 
 
 def forget(name, batch_size, processes):
@@ -87,3 +118,26 @@ def test_the_change_is_that_of_one_process(gloo_pool, name):
     assert torch.equal(shared[0], shared[1])
     assert float(alone.norm()) > 0
     assert float((shared[0] - alone).norm()) <= 1e-5 * float(alone.norm())
+
+
+def test_a_pass_is_stopped_where_one_process_stops_it(gloo_pool):
+    alone, steps, notes = watched(ROWS, 1)
+    (first, *others), (second, *same) = gloo_pool.run(watched, ROWS // 2, 2)
+    assert 1 < steps < 300
+    assert any("taken back" in note for note in notes)
+    assert first == second
+    assert others == same == [steps, notes]
+    assert torch.allclose(torch.tensor(first), torch.tensor(alone), rtol=1e-4, atol=1e-6)
+
+
+def edits():
+    """Every edit that needs data alone; each process computes it from all of them."""
+    for name, cls in sorted(METHODS.items()):
+        if issubclass(cls, WeightEdit) and cls.requires <= {Requirement.FORGET_DATA, Requirement.RETAIN_DATA}:
+            yield pytest.param(name, marks=[] if name == "SelectiveSynapticDampening" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(edits()))
+def test_an_edit_is_the_same_on_every_process(gloo_pool, name):
+    alone = edit(name)
+    assert gloo_pool.run(edit, name) == [alone, alone]
