@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.methods import FineTune, Scrub
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
-from lightning_unlearn.procedures.stopping import HeldOutStop, PassStops
+from lightning_unlearn.procedures.held_out_stop import HeldOutStop
+from lightning_unlearn.procedures.stopping import PassStops
 from tests.methods.plain_loops import (
     FORGET,
     YesNo,

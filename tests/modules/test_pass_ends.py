@@ -13,7 +13,7 @@ from lightning_unlearn.methods import LossMethod, PushingMethod
 from lightning_unlearn.methods.loss_method import as_loss
 from lightning_unlearn.modules.probe import ProbeData
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
-from lightning_unlearn.procedures.stopping import HeldOutStop
+from lightning_unlearn.procedures.held_out_stop import HeldOutStop
 from tests.modules.cases import User, dataset, loader, trainer
 
 FORGET = range(0, 40, 3)
