@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform, get_type_hints
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
@@ -160,7 +161,12 @@ def hyperparameters(cls: type[M]) -> type[M]:
     `field(repr=False)` keeps it out of `settings`. `__post_init__` checks, and calls that of a base that has one. Where
     arguments become something else, write an `__init__` instead; it may call that of a decorated base.
     """
-    return dataclass(kw_only=True, eq=False, repr=False)(cls)
+    made = dataclass(kw_only=True, eq=False, repr=False)(cls)
+    # Types of a base are written with names of its module. Where some are there for type checkers alone, all stay text.
+    with suppress(NameError):
+        hints, arguments = get_type_hints(made), vars(made)["__init__"].__annotations__
+        arguments.update((name, hints[name]) for name in arguments.keys() & hints.keys())
+    return made
 
 
 class WeightEdit(UnlearningMethod):
