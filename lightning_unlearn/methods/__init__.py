@@ -12,6 +12,7 @@ from lightning_unlearn.methods.base import (
     Requirement,
     UnlearningMethod,
     WeightEdit,
+    hyperparameters,
 )
 from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
 from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
@@ -94,6 +95,7 @@ __all__ = [
     "Unsir",
     "WeightEdit",
     "get_method",
+    "hyperparameters",
     "plan_rewind",
     "register",
     "user_loss",

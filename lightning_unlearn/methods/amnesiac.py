@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Scale, WeightChange
@@ -16,6 +16,7 @@ __all__ = ["Amnesiac"]
 
 
 @register
+@hyperparameters
 class Amnesiac(WeightEdit):
     r"""Subtract the full recorded change of every step that saw a forgotten sample.
 
@@ -48,18 +49,10 @@ class Amnesiac(WeightEdit):
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Graves, Nagisetty, Ganesh 2021, arXiv 2010.10981"
 
-    def __init__(self, *, scale: Scale = "step") -> None:
-        self._scale: Scale = check_choice("scale", scale, ("step", "share"))
+    scale: Scale = "step"
 
-    @property
-    def scale(self) -> Scale:
-        """How much of a touched step is subtracted."""
-        return self._scale
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """The hyper-parameters."""
-        return {"scale": self._scale}
+    def __post_init__(self) -> None:
+        self.scale = check_choice("scale", self.scale, ("step", "share"))
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """Minus the sum of the planned deltas, float64.

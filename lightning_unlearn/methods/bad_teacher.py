@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.functional.distillation import DistillationReduction, mixed_teacher_loss
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive, check_positive_int
@@ -27,6 +21,7 @@ __all__ = ["BadTeacher"]
 
 
 @register
+@hyperparameters
 class BadTeacher(PushingMethod):
     r"""Bad Teacher: learn from an incompetent teacher on the data to forget, from the original on the data to keep.
 
@@ -74,51 +69,33 @@ class BadTeacher(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Chundawat et al. 2023, arXiv 2205.08096"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
+    default_steps: ClassVar[int | None] = 50
 
-    def __init__(
-        self,
-        *,
-        retain_weight: float = 0.9,
-        mix: float = 1.0,
-        temperature: float = 1.0,
-        reduction: DistillationReduction = "batchmean",
-        teacher_factory: Callable[[], nn.Module] | None = None,
-        seed: int = 0,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 50
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.retain_weight = check_fraction("retain_weight", retain_weight)
-        self.mix = check_fraction("mix", mix, zero=True)
-        self.temperature = check_positive("temperature", temperature)
-        self.reduction: DistillationReduction = check_choice("reduction", reduction, ("batchmean", "official"))
-        self.seed = check_positive_int("seed", seed, zero=True)
-        self._teacher_factory = teacher_factory
+    retain_weight: float = 0.9
+    mix: float = 1.0
+    temperature: float = 1.0
+    reduction: DistillationReduction = "batchmean"
+    teacher_factory: Callable[[], nn.Module] | None = field(default=None, repr=False)
+    seed: int = 0
+    lr_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.retain_weight = check_fraction("retain_weight", self.retain_weight)
+        self.mix = check_fraction("mix", self.mix, zero=True)
+        self.temperature = check_positive("temperature", self.temperature)
+        self.reduction = check_choice("reduction", self.reduction, ("batchmean", "official"))
+        self.seed = check_positive_int("seed", self.seed, zero=True)
         self._teachers: tuple[nn.Module, nn.Module] | None = None
 
     def prepare(self, host: UnlearningHost) -> None:
         """Freeze the original, and make a model of its kind that knows nothing."""
         competent = host.frozen_twin()
-        if self._teacher_factory is None:
+        if self.teacher_factory is None:
             incompetent: nn.Module = host.frozen_twin()
             reinitialise(incompetent, self.seed)
         else:
-            incompetent = self._teacher_factory().to(competent.device).requires_grad_(False).eval()
+            incompetent = self.teacher_factory().to(competent.device).requires_grad_(False).eval()
         self._teachers = incompetent, competent
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:

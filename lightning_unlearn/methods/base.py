@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform, get_type_hints
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
@@ -34,7 +35,10 @@ __all__ = [
     "Requirement",
     "UnlearningMethod",
     "WeightEdit",
+    "hyperparameters",
 ]
+
+M = TypeVar("M", bound="UnlearningMethod")
 
 Guarantee: TypeAlias = Literal["exact", "approximate", "heuristic"]
 Cost: TypeAlias = Literal["weights only", "some steps", "full training"]
@@ -130,7 +134,8 @@ class UnlearningMethod(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters, for reports and the ledger."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        hidden: list[str] = [one.name for one in fields(self) if not one.repr] if is_dataclass(self) else []
+        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key not in hidden}
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """Requirements that are not among `available`."""
@@ -145,6 +150,23 @@ class UnlearningMethod(ABC):
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings.items())})"
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+def hyperparameters(cls: type[M]) -> type[M]:
+    """Class decorator: annotated attributes of a method, and of its bases, are its keyword-only arguments.
+
+    A dataclass, but equal to nothing else, and shown as methods are. Attributes of the class alone are `ClassVar`. To
+    change a base's default, annotate the name again; `field(init=False)` takes the argument away and
+    `field(repr=False)` keeps it out of `settings`. `__post_init__` checks, and calls that of a base that has one. Where
+    arguments become something else, write an `__init__` instead; it may call that of a decorated base.
+    """
+    made = dataclass(kw_only=True, eq=False, repr=False)(cls)
+    # Types of a base are written with names of its module. Where some are there for type checkers alone, all stay text.
+    with suppress(NameError):
+        hints, arguments = get_type_hints(made), vars(made)["__init__"].__annotations__
+        arguments.update((name, hints[name]) for name in arguments.keys() & hints.keys())
+    return made
 
 
 class WeightEdit(UnlearningMethod):

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive_int, expected, shorten
@@ -29,6 +23,7 @@ __all__ = ["BoundaryExpanding"]
 
 
 @register
+@hyperparameters
 class BoundaryExpanding(PushingMethod):
     r"""Boundary Expanding: give the classifier one more class, train the data to forget on it, and drop it again.
 
@@ -76,33 +71,15 @@ class BoundaryExpanding(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Chen et al. 2023, arXiv 2303.11570"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
+    default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        layer: str | None = None,
-        seed: int = 0,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.002,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 20
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.layer = layer
-        self.seed = check_positive_int("seed", seed, zero=True)
+    layer: str | None = None
+    seed: int = 0
+    lr_scale: float = 0.002
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seed = check_positive_int("seed", self.seed, zero=True)
         self._classifier: nn.Linear | None = None
         self._row: nn.Linear | None = None
         self._joined = False

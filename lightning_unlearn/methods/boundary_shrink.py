@@ -11,15 +11,8 @@ from torch import Tensor
 
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.adversarial import gradient_sign_step
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    as_loss,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, as_loss
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
@@ -28,6 +21,7 @@ __all__ = ["BoundaryShrink"]
 
 
 @register
+@hyperparameters
 class BoundaryShrink(PushingMethod):
     r"""Boundary Shrink: train the data to forget on the class that the original sees just across the boundary.
 
@@ -72,39 +66,21 @@ class BoundaryShrink(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Chen et al. 2023, arXiv 2303.11570"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
+    default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        epsilon: float = 0.1,
-        value_range: tuple[float, float] | None = None,
-        levels: int | None = None,
-        avoid_true: bool = True,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.003,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 20
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.epsilon = check_positive("epsilon", epsilon, zero=True)
-        if value_range is not None and not value_range[0] < value_range[1]:
-            raise ValueError(expected("value_range", "a smaller and a larger number", value_range))
-        self.value_range = value_range
-        self.levels = None if levels is None else check_positive_int("levels", levels)
-        self.avoid_true = bool(avoid_true)
+    epsilon: float = 0.1
+    value_range: tuple[float, float] | None = None
+    levels: int | None = None
+    avoid_true: bool = True
+    lr_scale: float = 0.003
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.epsilon = check_positive("epsilon", self.epsilon, zero=True)
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(expected("value_range", "a smaller and a larger number", self.value_range))
+        self.levels = None if self.levels is None else check_positive_int("levels", self.levels)
+        self.avoid_true = bool(self.avoid_true)
         self._original: LightningModule | None = None
 
     def prepare(self, host: UnlearningHost) -> None:

@@ -7,16 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import hyperparameters
+from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
 
@@ -24,6 +18,7 @@ __all__ = ["CEFineTune", "ICEFineTune"]
 
 
 @register
+@hyperparameters
 class CEFineTune(Relabelling):
     r"""CE-FT: the loss on relabelled forget data is the objective, that on the data to keep the penalty.
 
@@ -66,36 +61,12 @@ class CEFineTune(Relabelling):
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.03,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.alpha = check_fraction("alpha", alpha)
+    alpha: float = 1.0
+    lr_scale: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.alpha = check_fraction("alpha", self.alpha)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """The user's loss on the relabelled forget part, plus a share of that on the retain part."""
@@ -105,6 +76,7 @@ class CEFineTune(Relabelling):
 
 
 @register
+@hyperparameters
 class ICEFineTune(Relabelling):
     r"""ICE-FT: fine-tuning on the data to keep, with the loss on relabelled forget data as a penalty.
 
@@ -142,36 +114,11 @@ class ICEFineTune(Relabelling):
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.05,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.alpha = check_fraction("alpha", alpha)
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.alpha = check_fraction("alpha", self.alpha)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """The user's loss on the retain part, plus a share of that on the relabelled forget part."""

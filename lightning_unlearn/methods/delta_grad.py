@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_unlearn.exceptions import LightningUnlearnError, UnsupportedStrategyError
 from lightning_unlearn.functional.limited_memory import LimitedMemoryHessian
 from lightning_unlearn.functional.optimizer_maps import SGDMap
-from lightning_unlearn.methods.base import Cost, EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import Cost, EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.recorded_optimizer import LearningRate, check_learning_rate
 from lightning_unlearn.methods.recorded_point import Point
 from lightning_unlearn.methods.registry import register
@@ -24,6 +24,7 @@ _ADDITIVE = 1e-3  # relative error above which a batch's gradient is not the mea
 
 
 @register
+@hyperparameters
 class DeltaGrad(WeightEdit):
     r"""Retrain along the recorded weights: true gradients now and then, recorded ones plus a correction in between.
 
@@ -81,24 +82,22 @@ class DeltaGrad(WeightEdit):
     cost: ClassVar[Cost] = "some steps"
     source: ClassVar[str] = "Wu, Dobriban, Davidson 2020, arXiv 2006.14755"
 
-    def __init__(
-        self,
-        *,
-        period: int = 2,
-        burn_in: int = 20,
-        history: int = 2,
-        max_curvature: float | None = None,
-        max_change: float | None = 1.0,
-        lr: LearningRate | None = None,
-        tolerance: float | None = 0.01,
-    ) -> None:
-        self.period = check_positive_int("period", period)
-        self.burn_in = check_positive_int("burn_in", burn_in, zero=True)
-        self.history = check_positive_int("history", history)
-        self.max_curvature = None if max_curvature is None else check_positive("max_curvature", max_curvature)
-        self.max_change = None if max_change is None else check_positive("max_change", max_change)
-        self.lr = check_learning_rate(lr)
-        self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+    period: int = 2
+    burn_in: int = 20
+    history: int = 2
+    max_curvature: float | None = None
+    max_change: float | None = 1.0
+    lr: LearningRate | None = None
+    tolerance: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        self.period = check_positive_int("period", self.period)
+        self.burn_in = check_positive_int("burn_in", self.burn_in, zero=True)
+        self.history = check_positive_int("history", self.history)
+        self.max_curvature = None if self.max_curvature is None else check_positive("max_curvature", self.max_curvature)
+        self.max_change = None if self.max_change is None else check_positive("max_change", self.max_change)
+        self.lr = check_learning_rate(self.lr)
+        self.tolerance = None if self.tolerance is None else check_positive("tolerance", self.tolerance)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """The way from the module's weights to those of the retraining.

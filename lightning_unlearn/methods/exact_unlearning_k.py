@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement
+from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement, hyperparameters
 from lightning_unlearn.methods.last_layers import FrozenStatistics
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -28,6 +28,7 @@ InitialValues: TypeAlias = Literal["auto", "recorded", "reset"]
 
 
 @register
+@hyperparameters
 class ExactUnlearningK(Procedure):
     r"""EU-k: put the last k layers back to their initial weights and train them again, on the retain data only.
 
@@ -67,22 +68,18 @@ class ExactUnlearningK(Procedure):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Goel et al. 2022, arXiv 2201.06640"
 
-    def __init__(
-        self,
-        *,
-        k: int = 1,
-        layers: Sequence[str] | None = None,
-        initial: InitialValues = "auto",
-        frozen_statistics: FrozenStatistics = "keep",
-        order: Literal["same", "fresh"] = "same",
-    ) -> None:
-        self.k = check_positive_int("k", k)
-        self.layers = None if layers is None else tuple(layers)
-        self.initial: InitialValues = check_choice("initial", initial, ("auto", "recorded", "reset"))
-        self.frozen_statistics: FrozenStatistics = check_choice(
-            "frozen_statistics", frozen_statistics, ("keep", "update")
-        )
-        self.order = check_choice("order", order, ("same", "fresh"))
+    k: int = 1
+    layers: Sequence[str] | None = None
+    initial: InitialValues = "auto"
+    frozen_statistics: FrozenStatistics = "keep"
+    order: Literal["same", "fresh"] = "same"
+
+    def __post_init__(self) -> None:
+        self.k = check_positive_int("k", self.k)
+        self.layers = None if self.layers is None else tuple(self.layers)
+        self.initial = check_choice("initial", self.initial, ("auto", "recorded", "reset"))
+        self.frozen_statistics = check_choice("frozen_statistics", self.frozen_statistics, ("keep", "update"))
+        self.order = check_choice("order", self.order, ("same", "fresh"))
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base, and the initial weights where recorded ones are asked for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import LossMethod, OptimizerFactory, UnlearningHost
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import LossMethod, UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 
@@ -14,6 +14,7 @@ __all__ = ["FineTune"]
 
 
 @register
+@hyperparameters
 class FineTune(LossMethod):
     r"""Run the user's own `training_step` on the data to keep, for a while.
 
@@ -42,18 +43,9 @@ class FineTune(LossMethod):
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833"
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
     combines_losses: ClassVar[bool] = False
+    default_steps: ClassVar[int | None] = 50
 
-    def __init__(
-        self,
-        *,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 50
-        super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
+    lr_scale: float = 1 / 3
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Any:
         """The user's step on the retain part, its output unchanged."""

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from lightning_unlearn.data.drawn import drawn_loader
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.curvature import label_fisher, unflatten
-from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import split_data, trainable
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import WeightChange
@@ -23,6 +23,7 @@ __all__ = ["FisherForgetting"]
 
 
 @register
+@hyperparameters
 class FisherForgetting(WeightEdit):
     r"""Add Gaussian noise whose variance is the inverse of the diagonal Fisher information of the data to keep.
 
@@ -66,36 +67,34 @@ class FisherForgetting(WeightEdit):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Golatkar, Achille, Soatto 2020, arXiv 1911.04933"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1e-6,
-        cap: float = 1e3,
-        head_cap: float = 1e2,
-        average_rows: bool = True,
-        head_factor: float = 10.0,
-        vector_factor: float = 10.0,
-        head: Sequence[str] | None = None,
-        forget_class: int | None = None,
-        class_variance: float = 1e-4,
-        max_samples: int | None = 1000,
-        seed: int | None = None,
-    ) -> None:
-        self.alpha = check_positive("alpha", alpha, zero=True)
-        self.cap = check_positive("cap", cap)
-        self.head_cap = check_positive("head_cap", head_cap)
-        self.average_rows = bool(average_rows)
-        self.head_factor = check_positive("head_factor", head_factor, zero=True)
-        self.vector_factor = check_positive("vector_factor", vector_factor, zero=True)
-        if isinstance(head, str):
-            raise ValueError(expected("head", "a list of patterns", head, "Put a single one in a list."))
-        self.head = None if head is None else tuple(head)
+    alpha: float = 1e-6
+    cap: float = 1e3
+    head_cap: float = 1e2
+    average_rows: bool = True
+    head_factor: float = 10.0
+    vector_factor: float = 10.0
+    head: Sequence[str] | None = None
+    forget_class: int | None = None
+    class_variance: float = 1e-4
+    max_samples: int | None = 1000
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.alpha = check_positive("alpha", self.alpha, zero=True)
+        self.cap = check_positive("cap", self.cap)
+        self.head_cap = check_positive("head_cap", self.head_cap)
+        self.average_rows = bool(self.average_rows)
+        self.head_factor = check_positive("head_factor", self.head_factor, zero=True)
+        self.vector_factor = check_positive("vector_factor", self.vector_factor, zero=True)
+        if isinstance(self.head, str):
+            raise ValueError(expected("head", "a list of patterns", self.head, "Put a single one in a list."))
+        self.head = None if self.head is None else tuple(self.head)
         self.forget_class = (
-            None if forget_class is None else check_positive_int("forget_class", forget_class, zero=True)
+            None if self.forget_class is None else check_positive_int("forget_class", self.forget_class, zero=True)
         )
-        self.class_variance = check_positive("class_variance", class_variance, zero=True)
-        self.max_samples = None if max_samples is None else check_positive_int("max_samples", max_samples)
-        self.seed = None if seed is None else check_positive_int("seed", seed, zero=True)
+        self.class_variance = check_positive("class_variance", self.class_variance, zero=True)
+        self.max_samples = None if self.max_samples is None else check_positive_int("max_samples", self.max_samples)
+        self.seed = None if self.seed is None else check_positive_int("seed", self.seed, zero=True)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """The noise, and minus the row of a forgotten class.

@@ -7,16 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 
@@ -24,6 +16,7 @@ __all__ = ["GradientAscent"]
 
 
 @register
+@hyperparameters
 class GradientAscent(PushingMethod):
     r"""Raise the user's own training loss on the data to forget (elsewhere also called NegGrad).
 
@@ -60,29 +53,9 @@ class GradientAscent(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Golatkar et al. 2020, arXiv 1911.04933 (as a baseline)"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
+    default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 20
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
+    lr_scale: float = 0.1
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """Minus the user's loss on the forget part."""

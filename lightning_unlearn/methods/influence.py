@@ -11,13 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.drawn import drawn_loader
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError
-from lightning_unlearn.functional.curvature import (
-    RankOneInverse,
-    conjugate_gradients,
-    fisher_product,
-    hessian_product,
-)
-from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.functional.curvature import RankOneInverse, conjugate_gradients, fisher_product, hessian_product
+from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import (
     as_change,
     batch_gradients,
@@ -34,6 +29,7 @@ __all__ = ["InfluenceUnlearning"]
 
 
 @register
+@hyperparameters
 class InfluenceUnlearning(WeightEdit):
     r"""Add what the forgotten samples' influence on the weights was, to first order (also called IU, WoodFisher).
 
@@ -87,28 +83,26 @@ class InfluenceUnlearning(WeightEdit):
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Koh & Liang 2017, arXiv 1703.04730; Izzo et al. 2021, arXiv 2002.10077"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        solver: Literal["cg", "woodfisher"] = "cg",
-        curvature: Literal["fisher", "hessian"] = "fisher",
-        damping: float = 0.1,
-        max_iterations: int = 20,
-        tolerance: float = 1e-2,
-        max_samples: int | None = 1000,
-        seed: int = 0,
-        memory_bytes: int | None = 8 * 2**30,
-    ) -> None:
-        self.alpha = check_positive("alpha", alpha)
-        self.solver = check_choice("solver", solver, ("cg", "woodfisher"))
-        self.curvature = check_choice("curvature", curvature, ("fisher", "hessian"))
-        self.damping = check_positive("damping", damping)
-        self.max_iterations = check_positive_int("max_iterations", max_iterations)
-        self.tolerance = check_positive("tolerance", tolerance)
-        self.max_samples = None if max_samples is None else check_positive_int("max_samples", max_samples)
-        self.seed = check_positive_int("seed", seed, zero=True)
-        self.memory_bytes = None if memory_bytes is None else check_positive_int("memory_bytes", memory_bytes)
+    alpha: float = 1.0
+    solver: Literal["cg", "woodfisher"] = "cg"
+    curvature: Literal["fisher", "hessian"] = "fisher"
+    damping: float = 0.1
+    max_iterations: int = 20
+    tolerance: float = 1e-2
+    max_samples: int | None = 1000
+    seed: int = 0
+    memory_bytes: int | None = 8 * 2**30
+
+    def __post_init__(self) -> None:
+        self.alpha = check_positive("alpha", self.alpha)
+        self.solver = check_choice("solver", self.solver, ("cg", "woodfisher"))
+        self.curvature = check_choice("curvature", self.curvature, ("fisher", "hessian"))
+        self.damping = check_positive("damping", self.damping)
+        self.max_iterations = check_positive_int("max_iterations", self.max_iterations)
+        self.tolerance = check_positive("tolerance", self.tolerance)
+        self.max_samples = None if self.max_samples is None else check_positive_int("max_samples", self.max_samples)
+        self.seed = check_positive_int("seed", self.seed, zero=True)
+        self.memory_bytes = None if self.memory_bytes is None else check_positive_int("memory_bytes", self.memory_bytes)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """The step.

@@ -8,16 +8,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import Tensor
 
 from lightning_unlearn.functional.label_targets import answer_divergence, label_distribution, yes_no_divergence
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import hyperparameters
+from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
 
@@ -27,6 +21,7 @@ KLTarget: TypeAlias = Literal["smoothed", "one_hot", "uniform"]
 
 
 @register
+@hyperparameters
 class KLFineTune(Relabelling):
     r"""KL-FT: fine-tuning on the data to keep, with a divergence from wrong answers on the data to forget as a penalty.
 
@@ -71,45 +66,20 @@ class KLFineTune(Relabelling):
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.05,
-        target: KLTarget = "smoothed",
-        smoothing: float = 0.1,
-        reverse: bool = False,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.alpha = check_fraction("alpha", alpha)
-        self.target: KLTarget = check_choice("target", target, ("smoothed", "one_hot", "uniform"))
-        self.smoothing = check_fraction("smoothing", smoothing)
-        if reverse and target == "one_hot":
+    alpha: float = 0.05
+    target: KLTarget = "smoothed"
+    smoothing: float = 0.1
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.alpha = check_fraction("alpha", self.alpha)
+        self.target = check_choice("target", self.target, ("smoothed", "one_hot", "uniform"))
+        self.smoothing = check_fraction("smoothing", self.smoothing)
+        if self.reverse and self.target == "one_hot":
             rule = "a target that excludes no class, for `reverse=True`"
-            raise ValueError(expected("target", rule, target, "The divergence would be infinite: use 'smoothed'."))
-        self.reverse = bool(reverse)
+            raise ValueError(expected("target", rule, self.target, "The divergence would be infinite: use 'smoothed'."))
+        self.reverse = bool(self.reverse)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """The user's loss on the retain part, plus a share of the divergence on the forget part."""

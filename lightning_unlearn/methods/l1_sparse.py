@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lightning_unlearn.functional.sparsity import fading, l1_norm
+from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
-from lightning_unlearn.methods.loss_method import OptimizerFactory, UnlearningHost, as_loss
+from lightning_unlearn.methods.loss_method import UnlearningHost, as_loss
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
@@ -16,6 +17,7 @@ __all__ = ["L1Sparse"]
 
 
 @register
+@hyperparameters
 class L1Sparse(FineTune):
     r"""Run the user's own training loss on the data to keep, with an L1 penalty on all trainable weights.
 
@@ -53,22 +55,16 @@ class L1Sparse(FineTune):
     source: ClassVar[str] = "Jia et al. 2023, arXiv 2304.04934"
     combines_losses: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 5e-4,
-        no_l1_epochs: int = 0,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-    ) -> None:
-        super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
-        self.alpha = check_positive("alpha", alpha, zero=True)
-        self.no_l1_epochs = check_positive_int("no_l1_epochs", no_l1_epochs, zero=True)
+    alpha: float = 5e-4
+    no_l1_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.alpha = check_positive("alpha", self.alpha, zero=True)
+        self.no_l1_epochs = check_positive_int("no_l1_epochs", self.no_l1_epochs, zero=True)
         if self.no_l1_epochs > (self.max_epochs or 0):
             rule = f"at most `max_epochs`, {self.max_epochs}"
-            raise ValueError(expected("no_l1_epochs", rule, no_l1_epochs, "Say how many epochs the pass has."))
+            raise ValueError(expected("no_l1_epochs", rule, self.no_l1_epochs, "Say how many epochs the pass has."))
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Any:
         """The user's step on the retain part, and the penalty on top of its loss."""

@@ -7,16 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import hyperparameters
+from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.methods.relabelling import Relabelling
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
 
@@ -24,6 +18,7 @@ __all__ = ["LabelFlipping"]
 
 
 @register
+@hyperparameters
 class LabelFlipping(Relabelling):
     r"""Run the user's own `training_step` on the data to forget with random labels, and on the data to keep.
 
@@ -67,36 +62,11 @@ class LabelFlipping(Relabelling):
 
     source: ClassVar[str] = "Graves et al. 2021, arXiv 2010.10981"
 
-    def __init__(
-        self,
-        *,
-        retain_weight: float = 0.95,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.retain_weight = check_fraction("retain_weight", retain_weight)
+    retain_weight: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.retain_weight = check_fraction("retain_weight", self.retain_weight)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """The weighted mean of the user's losses on the retain part and on the relabelled forget part."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import Parameter
 
+from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
-from lightning_unlearn.methods.loss_method import OptimizerFactory, UnlearningHost
+from lightning_unlearn.methods.loss_method import UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int
@@ -23,6 +24,7 @@ FrozenStatistics: TypeAlias = Literal["keep", "update"]
 
 
 @register
+@hyperparameters
 class CatastrophicForgettingK(FineTune):
     r"""CF-k: run the user's own `training_step` on the data to keep and update the last k layers alone.
 
@@ -65,23 +67,15 @@ class CatastrophicForgettingK(FineTune):
 
     source: ClassVar[str] = "Goel et al. 2022, arXiv 2201.06640"
 
-    def __init__(
-        self,
-        *,
-        k: int = 1,
-        layers: Sequence[str] | None = None,
-        frozen_statistics: FrozenStatistics = "keep",
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-    ) -> None:
-        super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
-        self.k = check_positive_int("k", k)
-        self.layers = None if layers is None else tuple(layers)
-        self.frozen_statistics: FrozenStatistics = check_choice(
-            "frozen_statistics", frozen_statistics, ("keep", "update")
-        )
+    k: int = 1
+    layers: Sequence[str] | None = None
+    frozen_statistics: FrozenStatistics = "keep"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.k = check_positive_int("k", self.k)
+        self.layers = None if self.layers is None else tuple(self.layers)
+        self.frozen_statistics = check_choice("frozen_statistics", self.frozen_statistics, ("keep", "update"))
         self._frozen: list[Parameter] = []
         self._switched_off: list[Parameter] = []
         self._still: list[nn.Module] = []

@@ -6,6 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from lightning import LightningModule
@@ -14,11 +15,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.methods.base import Cost, UnlearningMethod
+from lightning_unlearn.methods.base import Cost, UnlearningMethod, hyperparameters
 from lightning_unlearn.methods.partial_updates import PartialUpdates
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
-from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
+from lightning_unlearn.utilities.checks import check_choice, check_positive, check_positive_int, expected
 
 __all__ = [
     "ForgetStatistics",
@@ -108,11 +109,12 @@ class UnlearningHost(Protocol):
         ...
 
 
+@hyperparameters
 class LossMethod(UnlearningMethod):
     """A method that is a loss, minimised by an ordinary Trainer through `UnlearningModule`.
 
     Args:
-        max_steps: Optimizer steps of the pass; `None` leaves `max_epochs` in charge.
+        max_steps: Optimizer steps of the pass; `None` leaves `max_epochs` in charge, without it `default_steps`.
         max_epochs: Passes over the retain data (or over the forget data where no retain part is used).
         optimizer: Builds the optimizer from the parameters; by default the user's own `configure_optimizers`,
             fresh, with its learning rates times `lr_scale` and without schedulers (they were sized for training).
@@ -123,8 +125,10 @@ class LossMethod(UnlearningMethod):
         combines_losses: Whether the step needs the user's loss as a value. Modules with manual optimization have
             none, so they can only be run unchanged (`False`).
         recordable: Whether all it does to weights is done by optimizer steps, so that a `DeltaRecorder` can follow.
-        forget_statistics: See `ForgetStatistics`.
+        default_steps: `max_steps` where neither it nor `max_epochs` is given; `None` where one has to be.
         stop: When the pass ends early; see `PushingMethod`.
+        check_every: Steps between two looks at whether it should; see `PushingMethod`.
+        forget_statistics: See `ForgetStatistics`.
         updates: Restricts every step to a share of each layer; see `with_updates`.
     """
 
@@ -132,26 +136,25 @@ class LossMethod(UnlearningMethod):
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
     combines_losses: ClassVar[bool] = True
     recordable: ClassVar[bool] = True
-    forget_statistics: ForgetStatistics = "auto"
-    stop: StopRule = None
-    updates: PartialUpdates | None = None
+    default_steps: ClassVar[int | None] = None
 
-    def __init__(
-        self,
-        *,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1.0,
-    ) -> None:
-        if max_steps is None and max_epochs is None:
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    optimizer: OptimizerFactory | None = None
+    lr_scale: float = 1.0
+    stop: StopRule = field(default=None, init=False)
+    check_every: int | None = field(default=1, init=False)
+    forget_statistics: ForgetStatistics = field(default="auto", init=False)
+    updates: PartialUpdates | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_epochs is None:
+            self.max_steps = self.default_steps
+        if self.max_steps is None and self.max_epochs is None:
             raise ValueError(expected("max_steps", "given where `max_epochs` is not", None, "Say how long to run."))
-        self.max_steps = None if max_steps is None else check_positive_int("max_steps", max_steps)
-        self.max_epochs = None if max_epochs is None else check_positive_int("max_epochs", max_epochs)
-        if not lr_scale > 0:
-            raise ValueError(expected("lr_scale", "a positive number", lr_scale))
-        self.optimizer = optimizer
-        self.lr_scale = float(lr_scale)
+        self.max_steps = None if self.max_steps is None else check_positive_int("max_steps", self.max_steps)
+        self.max_epochs = None if self.max_epochs is None else check_positive_int("max_epochs", self.max_epochs)
+        self.lr_scale = check_positive("lr_scale", self.lr_scale)
 
     @property
     def schedule(self) -> Sequence[tuple[Part, ...]] | None:
@@ -209,6 +212,7 @@ class LossMethod(UnlearningMethod):
         """Run once at the end, also after an exception: let go of what `prepare` has made. Default: nothing."""
 
 
+@hyperparameters
 class PushingMethod(LossMethod):
     """A `LossMethod` that pushes the model away from the forget data, and so can push too far.
 
@@ -237,22 +241,16 @@ class PushingMethod(LossMethod):
         forget_statistics: See `ForgetStatistics`.
     """
 
-    def __init__(
-        self,
-        *,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1.0,
-        stop: StopRule = "held_out",
-        check_every: int | None = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
-        self.stop = check_choice("stop", stop, ("held_out", "retain", None))
-        self.check_every = None if check_every is None else check_positive_int("check_every", check_every)
+    stop: StopRule = "held_out"
+    check_every: int | None = 1
+    forget_statistics: ForgetStatistics = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.stop = check_choice("stop", self.stop, ("held_out", "retain", None))
+        self.check_every = None if self.check_every is None else check_positive_int("check_every", self.check_every)
         self.forget_statistics = check_choice(
-            "forget_statistics", forget_statistics, ("auto", "running", "batch", "update")
+            "forget_statistics", self.forget_statistics, ("auto", "running", "batch", "update")
         )
 
 

@@ -7,16 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
@@ -25,6 +17,7 @@ __all__ = ["NegGradPlus"]
 
 
 @register
+@hyperparameters
 class NegGradPlus(PushingMethod):
     r"""Lower the user's own training loss on the data to keep and raise it on the data to forget, in every step.
 
@@ -62,31 +55,14 @@ class NegGradPlus(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Kurmanji et al. 2023, arXiv 2302.09880"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
+    default_steps: ClassVar[int | None] = 50
 
-    def __init__(
-        self,
-        *,
-        retain_weight: float = 0.9,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 50
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.retain_weight = check_fraction("retain_weight", retain_weight)
+    retain_weight: float = 0.9
+    lr_scale: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.retain_weight = check_fraction("retain_weight", self.retain_weight)
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:
         """The weighted difference of the user's losses on both parts."""

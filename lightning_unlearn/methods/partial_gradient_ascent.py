@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import ClassVar
 
+from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.gradient_ascent import GradientAscent
-from lightning_unlearn.methods.loss_method import ForgetStatistics, OptimizerFactory, StopRule
 from lightning_unlearn.methods.partial_updates import MaskPolicy, PartialUpdates
 from lightning_unlearn.methods.registry import register
 
@@ -13,6 +14,7 @@ __all__ = ["PartialGradientAscent"]
 
 
 @register
+@hyperparameters
 class PartialGradientAscent(GradientAscent):
     r"""Gradient ascent on the data to forget of which every step changes only a share of each layer's entries.
 
@@ -51,27 +53,10 @@ class PartialGradientAscent(GradientAscent):
 
     source: ClassVar[str] = "Gogineni & Nadimi 2024, arXiv 2403.07611"
 
-    def __init__(
-        self,
-        *,
-        fraction: float = 0.1,
-        mask: MaskPolicy = "magnitude",
-        mask_seed: int = 0,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.updates = PartialUpdates(fraction, mask, seed=mask_seed)
+    fraction: float = field(default=0.1, repr=False)
+    mask: MaskPolicy = field(default="magnitude", repr=False)
+    mask_seed: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.updates = PartialUpdates(self.fraction, self.mask, seed=self.mask_seed)

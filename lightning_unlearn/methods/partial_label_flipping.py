@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import ClassVar
 
+from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.label_flipping import LabelFlipping
-from lightning_unlearn.methods.loss_method import ForgetStatistics, OptimizerFactory, StopRule
 from lightning_unlearn.methods.partial_updates import MaskPolicy, PartialUpdates
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels
 
 __all__ = ["PartialLabelFlipping"]
 
 
 @register
+@hyperparameters
 class PartialLabelFlipping(LabelFlipping):
     r"""Label flipping of which every step changes only a share of each layer's entries.
 
@@ -56,37 +57,10 @@ class PartialLabelFlipping(LabelFlipping):
 
     source: ClassVar[str] = "Gogineni & Nadimi 2024, arXiv 2403.07611"
 
-    def __init__(
-        self,
-        *,
-        fraction: float = 0.1,
-        mask: MaskPolicy = "magnitude",
-        mask_seed: int = 0,
-        retain_weight: float = 0.95,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            retain_weight=retain_weight,
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.updates = PartialUpdates(fraction, mask, seed=mask_seed)
+    fraction: float = field(default=0.1, repr=False)
+    mask: MaskPolicy = field(default="magnitude", repr=False)
+    mask_seed: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.updates = PartialUpdates(self.fraction, self.mask, seed=self.mask_seed)

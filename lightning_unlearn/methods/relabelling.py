@@ -8,15 +8,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    as_loss,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, as_loss
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int
 from lightning_unlearn.utilities.fingerprints import fingerprints
@@ -28,6 +21,7 @@ Labels: TypeAlias = Literal["wrong", "any"]
 Draw: TypeAlias = Literal["batch", "sample"]
 
 
+@hyperparameters
 class Relabelling(PushingMethod):
     """A method whose forget term is a loss against randomly drawn other labels.
 
@@ -52,37 +46,20 @@ class Relabelling(PushingMethod):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.FORGET_DATA, Requirement.RETAIN_DATA})
     guarantee: ClassVar[Guarantee] = "heuristic"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
+    default_steps: ClassVar[int | None] = 50
 
-    def __init__(
-        self,
-        *,
-        labels: Labels = "wrong",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = 50
-        super().__init__(
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.labels = check_choice("labels", labels, ("wrong", "any"))
-        self.draw = check_choice("draw", draw, ("batch", "sample"))
-        self.seed = check_positive_int("seed", seed, zero=True)
-        self.n_classes = None if n_classes is None else check_positive_int("n_classes", n_classes)
+    labels: Labels = "wrong"
+    draw: Draw = "batch"
+    seed: int = 0
+    n_classes: int | None = None
+    lr_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.labels = check_choice("labels", self.labels, ("wrong", "any"))
+        self.draw = check_choice("draw", self.draw, ("batch", "sample"))
+        self.seed = check_positive_int("seed", self.seed, zero=True)
+        self.n_classes = None if self.n_classes is None else check_positive_int("n_classes", self.n_classes)
         self._counted: int | None = None
 
     def finish(self, host: UnlearningHost) -> None:

@@ -12,9 +12,9 @@ from torch.nn import Parameter
 
 from lightning_unlearn.exceptions import MissingRequirementError, UnsupportedStrategyError
 from lightning_unlearn.functional.retention import kept_masks
-from lightning_unlearn.methods.base import Requirement
+from lightning_unlearn.methods.base import Requirement, hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
-from lightning_unlearn.methods.loss_method import OptimizerFactory, UnlearningHost
+from lightning_unlearn.methods.loss_method import UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
@@ -27,6 +27,7 @@ MaskScope: TypeAlias = Literal["layer", "global"]
 
 
 @register
+@hyperparameters
 class RetentionMasking(FineTune):
     r"""Set the weights to zero that matter least to the data to keep, then run the user's own step on that data.
 
@@ -77,27 +78,21 @@ class RetentionMasking(FineTune):
     combines_losses: ClassVar[bool] = True
     recordable: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        keep: float = 0.7,
-        mask_of: Part = "retain",
-        importance: Importance = "absolute",
-        scope: MaskScope = "layer",
-        vectors: bool = False,
-        restrict: bool = False,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-    ) -> None:
-        super().__init__(max_steps=max_steps, max_epochs=max_epochs, optimizer=optimizer, lr_scale=lr_scale)
-        self.keep = check_fraction("keep", keep)
-        self.mask_of: Part = check_choice("mask_of", mask_of, ("retain", "forget"))
-        self.importance: Importance = check_choice("importance", importance, ("absolute", "squared"))
-        self.scope: MaskScope = check_choice("scope", scope, ("layer", "global"))
-        self.vectors = bool(vectors)
-        self.restrict = bool(restrict)
+    keep: float = 0.7
+    mask_of: Part = "retain"
+    importance: Importance = "absolute"
+    scope: MaskScope = "layer"
+    vectors: bool = False
+    restrict: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.keep = check_fraction("keep", self.keep)
+        self.mask_of = check_choice("mask_of", self.mask_of, ("retain", "forget"))
+        self.importance = check_choice("importance", self.importance, ("absolute", "squared"))
+        self.scope = check_choice("scope", self.scope, ("layer", "global"))
+        self.vectors = bool(self.vectors)
+        self.restrict = bool(self.restrict)
         self._masks: dict[Parameter, Tensor] = {}
 
     def prepare(self, host: UnlearningHost) -> None:

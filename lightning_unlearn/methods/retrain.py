@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from lightning import LightningModule, seed_everything
 from torch import nn
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement
+from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement, hyperparameters
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.replay import replayable_batches
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -24,6 +25,7 @@ __all__ = ["Retrain", "restore_initial_weights"]
 
 
 @register
+@hyperparameters
 class Retrain(Procedure):
     r"""Train again from the initial weights, on the retain data only, with the user's own optimizers and schedules.
 
@@ -50,19 +52,16 @@ class Retrain(Procedure):
     guarantee: ClassVar[Guarantee] = "exact"
     source: ClassVar[str] = "the reference of every paper"
 
-    def __init__(
-        self,
-        *,
-        module_factory: Callable[[], LightningModule] | None = None,
-        order: Literal["same", "recorded", "fresh"] = "same",
-    ) -> None:
-        self._module_factory = module_factory
-        self.order = check_choice("order", order, ("same", "recorded", "fresh"))
+    module_factory: Callable[[], LightningModule] | None = field(default=None, repr=False)
+    order: Literal["same", "recorded", "fresh"] = "same"
+
+    def __post_init__(self) -> None:
+        self.order = check_choice("order", self.order, ("same", "recorded", "fresh"))
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base; a `module_factory` stands in for the initial weights."""
         missing = super().missing(available)
-        if self._module_factory is None:
+        if self.module_factory is None:
             return missing
         return [item for item in missing if item != Requirement.INITIAL_WEIGHTS]
 
@@ -81,8 +80,8 @@ class Retrain(Procedure):
             replay = {"batches": replayable_batches(context.store, context.module, context.data)}
             if context.store.anchors:
                 replay["random_states"] = partial(_random_state, context.store)
-        if self._module_factory is not None:
-            module = self._module_factory()
+        if self.module_factory is not None:
+            module = self.module_factory()
         elif context.store is not None:
             module = context.module
             initial = context.store.initial_weights()

@@ -13,17 +13,11 @@ from torch.nn import Parameter
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.curvature import unflatten
 from lightning_unlearn.functional.saliency import saliency_masks
+from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.batch_gradients import batch_gradients, trainable_of
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
-from lightning_unlearn.methods.relabelling import Draw, Labels, Relabelling
+from lightning_unlearn.methods.relabelling import Labels, Relabelling
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
 
@@ -31,6 +25,7 @@ __all__ = ["SalUn"]
 
 
 @register
+@hyperparameters
 class SalUn(Relabelling):
     r"""Train on random labels of the data to forget, with all but the salient weights frozen.
 
@@ -78,38 +73,14 @@ class SalUn(Relabelling):
 
     source: ClassVar[str] = "Fan et al. 2024, arXiv 2310.12508"
 
-    def __init__(
-        self,
-        *,
-        density: float = 0.5,
-        retain_weight: float = 1.0,
-        labels: Labels = "any",
-        draw: Draw = "batch",
-        seed: int = 0,
-        n_classes: int | None = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.1,
-        stop: StopRule = "held_out",
-        check_every: int = 1,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            labels=labels,
-            draw=draw,
-            seed=seed,
-            n_classes=n_classes,
-            max_steps=max_steps,
-            max_epochs=max_epochs,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=check_every,
-            forget_statistics=forget_statistics,
-        )
-        self.retain_weight = check_positive("retain_weight", retain_weight, zero=True)
-        self.density = check_fraction("density", density)
+    retain_weight: float = 1.0
+    density: float = 0.5
+    labels: Labels = "any"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.retain_weight = check_positive("retain_weight", self.retain_weight, zero=True)
+        self.density = check_fraction("density", self.density)
         self._masks: dict[Parameter, Tensor] = {}
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Any, ClassVar, cast
 
 import torch
@@ -10,16 +11,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_unlearn.functional.distillation import distillation_loss
-from lightning_unlearn.methods.base import Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    ForgetStatistics,
-    OptimizerFactory,
-    PushingMethod,
-    StopRule,
-    UnlearningHost,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batch_norm import frozen_statistics
@@ -29,6 +22,7 @@ __all__ = ["Scrub"]
 
 
 @register
+@hyperparameters
 class Scrub(PushingMethod):
     r"""SCRUB: a student leaves its teacher, the model as it was, on the data to forget, and stays with it elsewhere.
 
@@ -77,36 +71,30 @@ class Scrub(PushingMethod):
     source: ClassVar[str] = "Kurmanji et al. 2023, arXiv 2302.09880"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 3,
-        msteps: int = 2,
-        alpha: float = 0.001,
-        gamma: float = 0.99,
-        temperature: float = 4.0,
-        max_divergence: float | None = 1.0,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.2,
-        stop: StopRule = "held_out",
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        self.epochs = check_positive_int("epochs", epochs)
-        self.msteps = check_positive_int("msteps", msteps, zero=True)
+    epochs: int = 3
+    msteps: int = 2
+    alpha: float = 0.001
+    gamma: float = 0.99
+    temperature: float = 4.0
+    max_divergence: float | None = 1.0
+    lr_scale: float = 0.2
+    max_steps: int | None = field(default=None, init=False)
+    max_epochs: int | None = field(default=None, init=False)
+    check_every: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.epochs = check_positive_int("epochs", self.epochs)
+        self.msteps = check_positive_int("msteps", self.msteps, zero=True)
         if self.msteps > self.epochs:
-            raise ValueError(expected("msteps", f"at most `epochs`, {self.epochs}", msteps))
-        super().__init__(
-            max_epochs=self.epochs + self.msteps,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=stop,
-            check_every=None,
-            forget_statistics=forget_statistics,
+            raise ValueError(expected("msteps", f"at most `epochs`, {self.epochs}", self.msteps))
+        self.max_epochs = self.epochs + self.msteps
+        super().__post_init__()
+        self.alpha = check_positive("alpha", self.alpha, zero=True)
+        self.gamma = check_positive("gamma", self.gamma, zero=True)
+        self.temperature = check_positive("temperature", self.temperature)
+        self.max_divergence = (
+            None if self.max_divergence is None else check_positive("max_divergence", self.max_divergence)
         )
-        self.alpha = check_positive("alpha", alpha, zero=True)
-        self.gamma = check_positive("gamma", gamma, zero=True)
-        self.temperature = check_positive("temperature", temperature)
-        self.max_divergence = None if max_divergence is None else check_positive("max_divergence", max_divergence)
         self._teacher: LightningModule | None = None
         self._divergence_now = 0.0
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.exceptions import MissingRequirementError
-from lightning_unlearn.methods.base import Requirement
-from lightning_unlearn.methods.loss_method import ForgetStatistics, OptimizerFactory, UnlearningHost
+from lightning_unlearn.methods.base import Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import StopRule, UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.types import Part
@@ -19,6 +20,7 @@ __all__ = ["ScrubR"]
 
 
 @register
+@hyperparameters
 class ScrubR(Scrub):
     r"""SCRUB+R: run `Scrub`, and then return to the weights whose error on the forget data is what it should be.
 
@@ -64,31 +66,12 @@ class ScrubR(Scrub):
     requires: ClassVar[frozenset[Requirement]] = Scrub.requires | {Requirement.VALIDATION_DATA}
     recordable: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 5,
-        msteps: int = 3,
-        alpha: float = 0.001,
-        gamma: float = 0.99,
-        temperature: float = 4.0,
-        max_divergence: float | None = 1.0,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 0.2,
-        forget_statistics: ForgetStatistics = "auto",
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            msteps=msteps,
-            alpha=alpha,
-            gamma=gamma,
-            temperature=temperature,
-            max_divergence=max_divergence,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-            stop=None,
-            forget_statistics=forget_statistics,
-        )
+    epochs: int = 5
+    msteps: int = 3
+    stop: StopRule = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._classes: set[int] = set()
         self._kept: list[tuple[float, dict[str, Tensor]]] = []
         self._remarks: list[str] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning
-from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import as_change, gradient_sum, split_data, trainable
 from lightning_unlearn.methods.recorded_uses import Rates, uses_by_anchor
 from lightning_unlearn.methods.registry import register
@@ -26,6 +27,7 @@ __all__ = ["SingleGradient"]
 
 
 @register
+@hyperparameters
 class SingleGradient(WeightEdit):
     r"""Add :math:`\eta` times every use of the forgotten samples, as if each had been a step from the initial weights.
 
@@ -69,31 +71,28 @@ class SingleGradient(WeightEdit):
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Thudi, Deza, Chandrasekaran, Papernot 2022, arXiv 2109.13398"
 
-    def __init__(
-        self,
-        *,
-        anchor: Literal["initial", "per_epoch"] = "initial",
-        lr: float | None = None,
-        epochs: float | None = None,
-        batch_size: int | None = None,
-        max_relative_norm: float | None = 0.05,
-        initial_weights: Mapping[str, Tensor] | None = None,
-        statistics: Literal["batch", "running"] = "batch",
-    ) -> None:
-        self.anchor = check_choice("anchor", anchor, ("initial", "per_epoch"))
-        self.lr = None if lr is None else check_positive("lr", lr)
-        self.epochs = None if epochs is None else check_positive("epochs", epochs)
-        self.batch_size = None if batch_size is None else check_positive_int("batch_size", batch_size)
+    anchor: Literal["initial", "per_epoch"] = "initial"
+    lr: float | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    max_relative_norm: float | None = 0.05
+    initial_weights: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    statistics: Literal["batch", "running"] = "batch"
+
+    def __post_init__(self) -> None:
+        self.anchor = check_choice("anchor", self.anchor, ("initial", "per_epoch"))
+        self.lr = None if self.lr is None else check_positive("lr", self.lr)
+        self.epochs = None if self.epochs is None else check_positive("epochs", self.epochs)
+        self.batch_size = None if self.batch_size is None else check_positive_int("batch_size", self.batch_size)
         self.max_relative_norm = (
-            None if max_relative_norm is None else check_positive("max_relative_norm", max_relative_norm)
+            None if self.max_relative_norm is None else check_positive("max_relative_norm", self.max_relative_norm)
         )
-        self.statistics = check_choice("statistics", statistics, ("batch", "running"))
-        self._initial_weights = initial_weights
+        self.statistics = check_choice("statistics", self.statistics, ("batch", "running"))
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base; given `initial_weights` stand in for the store's."""
         missing = super().missing(available)
-        if self._initial_weights is None:
+        if self.initial_weights is None:
             return missing
         return [item for item in missing if item != Requirement.INITIAL_WEIGHTS]
 
@@ -120,8 +119,8 @@ class SingleGradient(WeightEdit):
         return self._shortened(as_change(total, parameters), parameter_distance(context.module, start))
 
     def _start(self, context: EditContext, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._initial_weights is not None:
-            start = dict(self._initial_weights)
+        if self.initial_weights is not None:
+            start = dict(self.initial_weights)
         elif context.store is not None:
             start = context.store.initial_weights()
             context.store.check_frozen(context.module, known=start)

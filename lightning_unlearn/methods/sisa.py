@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import field
 from typing import ClassVar
 
 from lightning import LightningModule
 
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
-from lightning_unlearn.methods.base import Cost, Guarantee, Procedure, ProcedureContext, Requirement
+from lightning_unlearn.methods.base import Cost, Guarantee, Procedure, ProcedureContext, Requirement, hyperparameters
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.shards.data import SisaData
 from lightning_unlearn.shards.ensemble import SisaEnsemble
@@ -22,6 +23,7 @@ __all__ = ["Sisa"]
 
 
 @register
+@hyperparameters
 class Sisa(Procedure):
     r"""Train the touched shards of an ensemble again, from the checkpoint before the first touched slice.
 
@@ -75,20 +77,16 @@ class Sisa(Procedure):
     knows_length: ClassVar[bool] = True
     source: ClassVar[str] = "Bourtoule et al. 2021, arXiv 1912.03817"
 
-    def __init__(
-        self,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        module_factory: ModuleFactory | None = None,
-        weights_only: bool = True,
-    ) -> None:
-        self.folder = None if folder is None else os.fspath(folder)
-        self._module_factory = module_factory
-        self.weights_only = weights_only
+    folder: str | os.PathLike[str] | None = None
+    module_factory: ModuleFactory | None = field(default=None, repr=False)
+    weights_only: bool = True
+
+    def __post_init__(self) -> None:
+        self.folder = None if self.folder is None else os.fspath(self.folder)
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """As the base; whether the shards are there is known to the method alone."""
-        given = self.folder is not None and self._module_factory is not None
+        given = self.folder is not None and self.module_factory is not None
         present = set(available) - {Requirement.SHARDS}
         return super().missing(present | {Requirement.SHARDS} if given else present)
 
@@ -100,7 +98,7 @@ class Sisa(Procedure):
             StoreMismatchError: the ensemble is of another folder; or see `SisaData.check`, `SisaTrainings.check`.
             DeletionRequestError: see `SisaManifest.without`.
         """
-        if self.folder is None or self._module_factory is None:
+        if self.folder is None or self.module_factory is None:
             raise MissingRequirementError(f"Sisa needs {Requirement.SHARDS.value}.")
         module, data = context.module, context.data
         if not isinstance(module, SisaEnsemble):
@@ -115,7 +113,7 @@ class Sisa(Procedure):
         forget = list(dict.fromkeys(ids[place] for place in data.forget_positions.tolist()))
         rows = SisaData.of(data.users_data, data.sample_keys, manifest.seed)
         trainings = SisaTrainings(
-            folder, rows, self._module_factory, context.make_trainer, weights_only=self.weights_only
+            folder, rows, self.module_factory, context.make_trainer, weights_only=self.weights_only
         )
         manifest = trainings.forget(manifest, forget)
-        return ensemble_of(folder, manifest, self._module_factory, vote=module.vote, weights_only=self.weights_only)
+        return ensemble_of(folder, manifest, self.module_factory, vote=module.vote, weights_only=self.weights_only)

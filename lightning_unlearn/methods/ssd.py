@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.functional.saliency import alpha_of_share, dampening_factors
-from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import as_change, batch_gradients, split_data, trainable
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import WeightChange
@@ -20,6 +20,7 @@ __all__ = ["SelectiveSynapticDampening"]
 
 
 @register
+@hyperparameters
 class SelectiveSynapticDampening(WeightEdit):
     r"""Dampen, without any training, the weights that are specific to the data to forget (SSD).
 
@@ -62,20 +63,20 @@ class SelectiveSynapticDampening(WeightEdit):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Foster, Schoepf, Brintrup 2024, arXiv 2308.07707"
 
-    def __init__(
-        self,
-        *,
-        alpha: float | None = None,
-        share: float | None = None,
-        lambda_: float = 1.0,
-        label_free: bool = False,
-    ) -> None:
-        if alpha is not None and share is not None:
-            raise ValueError(expected("share", "left out where `alpha` is given", share, "Both set the threshold."))
-        self.alpha = None if alpha is None else check_positive("alpha", alpha, zero=True)
-        self.share = None if share is None else check_fraction("share", share)
-        self.lambda_ = check_positive("lambda_", lambda_, zero=True)
-        self.label_free = bool(label_free)
+    alpha: float | None = None
+    share: float | None = None
+    lambda_: float = 1.0
+    label_free: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.share is not None:
+            raise ValueError(
+                expected("share", "left out where `alpha` is given", self.share, "Both set the threshold.")
+            )
+        self.alpha = None if self.alpha is None else check_positive("alpha", self.alpha, zero=True)
+        self.share = None if self.share is None else check_fraction("share", self.share)
+        self.lambda_ = check_positive("lambda_", self.lambda_, zero=True)
+        self.label_free = bool(self.label_free)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         """What dampening takes away: never more than the weight itself.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.functional.unrolling import UnrolledChange
-from lightning_unlearn.methods.base import Cost, EditContext, Guarantee, Requirement, WeightEdit
+from lightning_unlearn.methods.base import Cost, EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.recorded_optimizer import LearningRate, check_learning_rate
 from lightning_unlearn.methods.recorded_point import Point
 from lightning_unlearn.methods.registry import register
@@ -21,6 +21,7 @@ __all__ = ["UnrolledInfluence"]
 
 
 @register
+@hyperparameters
 class UnrolledInfluence(WeightEdit):
     r"""Carry the effect of the missing samples through every recorded step: the training without them, to first order.
 
@@ -76,20 +77,18 @@ class UnrolledInfluence(WeightEdit):
     cost: ClassVar[Cost] = "full training"
     source: ClassVar[str] = "Hara, Nitanda, Maehara 2019, arXiv 1906.08473"
 
-    def __init__(
-        self,
-        *,
-        reduction: Literal["mean", "sum"] = "mean",
-        hessian: Literal["kept", "batch"] = "kept",
-        max_change: float | None = 1.0,
-        lr: LearningRate | None = None,
-        tolerance: float | None = 0.01,
-    ) -> None:
-        self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
-        self.hessian = check_choice("hessian", hessian, ("kept", "batch"))
-        self.max_change = None if max_change is None else check_positive("max_change", max_change)
-        self.lr = check_learning_rate(lr)
-        self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+    reduction: Literal["mean", "sum"] = "mean"
+    hessian: Literal["kept", "batch"] = "kept"
+    max_change: float | None = 1.0
+    lr: LearningRate | None = None
+    tolerance: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        self.reduction = check_choice("reduction", self.reduction, ("mean", "sum"))
+        self.hessian = check_choice("hessian", self.hessian, ("kept", "batch"))
+        self.max_change = None if self.max_change is None else check_positive("max_change", self.max_change)
+        self.lr = check_learning_rate(self.lr)
+        self.tolerance = None if self.tolerance is None else check_positive("tolerance", self.tolerance)
 
     def compute_edit(self, context: EditContext) -> WeightChange:
         r"""The change :math:`\delta_T`.

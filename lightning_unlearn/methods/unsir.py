@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn.exceptions import DeletionRequestError, MissingRequirementError
-from lightning_unlearn.methods.base import Forgets, Guarantee, Requirement
-from lightning_unlearn.methods.loss_method import (
-    LossMethod,
-    OptimizerFactory,
-    UnlearningHost,
-    as_loss,
-    user_loss,
-    weighted_sum,
-)
+from lightning_unlearn.methods.base import Forgets, Guarantee, Requirement, hyperparameters
+from lightning_unlearn.methods.loss_method import LossMethod, UnlearningHost, as_loss, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batches import leading_size
@@ -27,6 +21,7 @@ __all__ = ["Unsir"]
 
 
 @register
+@hyperparameters
 class Unsir(LossMethod):
     r"""UNSIR: impair the model with noise that is labelled as the classes to forget, then repair it.
 
@@ -76,27 +71,27 @@ class Unsir(LossMethod):
     forgets: ClassVar[Forgets] = "classes"
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
 
-    def __init__(
-        self,
-        *,
-        noise_steps: int = 40,
-        noise_lr: float = 0.1,
-        noise_penalty: float = 0.1,
-        noise_weight: float = 1.0,
-        impair_steps: int = 20,
-        repair_steps: int = 50,
-        seed: int = 0,
-        optimizer: OptimizerFactory | None = None,
-        lr_scale: float = 1 / 3,
-    ) -> None:
-        self.noise_steps = check_positive_int("noise_steps", noise_steps, zero=True)
-        self.noise_lr = check_positive("noise_lr", noise_lr)
-        self.noise_penalty = check_positive("noise_penalty", noise_penalty, zero=True)
-        self.noise_weight = check_positive("noise_weight", noise_weight)
-        self.impair_steps = check_positive_int("impair_steps", impair_steps)
-        self.repair_steps = check_positive_int("repair_steps", repair_steps, zero=True)
-        self.seed = check_positive_int("seed", seed, zero=True)
-        super().__init__(max_steps=self.impair_steps + self.repair_steps, optimizer=optimizer, lr_scale=lr_scale)
+    noise_steps: int = 40
+    noise_lr: float = 0.1
+    noise_penalty: float = 0.1
+    noise_weight: float = 1.0
+    impair_steps: int = 20
+    repair_steps: int = 50
+    seed: int = 0
+    lr_scale: float = 1 / 3
+    max_steps: int | None = field(default=None, init=False)
+    max_epochs: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.noise_steps = check_positive_int("noise_steps", self.noise_steps, zero=True)
+        self.noise_lr = check_positive("noise_lr", self.noise_lr)
+        self.noise_penalty = check_positive("noise_penalty", self.noise_penalty, zero=True)
+        self.noise_weight = check_positive("noise_weight", self.noise_weight)
+        self.impair_steps = check_positive_int("impair_steps", self.impair_steps)
+        self.repair_steps = check_positive_int("repair_steps", self.repair_steps, zero=True)
+        self.seed = check_positive_int("seed", self.seed, zero=True)
+        self.max_steps = self.impair_steps + self.repair_steps
+        super().__post_init__()
         self._noise: Any = None
 
     def prepare(self, host: UnlearningHost) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.exceptions import UnlearningWarning
-from lightning_unlearn.methods.loss_method import LossMethod, PushingMethod
+from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.procedures.held_out_stop import HeldOutStop
 from lightning_unlearn.procedures.reference import HeldOutReference
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
@@ -68,10 +68,11 @@ class PassStops:
                     'data (`data={"train": ..., "val": ...}`, or a datamodule with them), or say `stop=None`.'
                 )
             else:
-                every = method.check_every if isinstance(method, PushingMethod) else 1
                 epochs = [epoch for epoch, parts in enumerate(method.schedule or ()) if "retain" in parts] or None
                 loaders = data.forget_loader(), held_out, data.retain_loader()
-                self._held_out = HeldOutStop(*loaders, rule=method.stop, adapter=adapter, every=every, epochs=epochs)
+                self._held_out = HeldOutStop(
+                    *loaders, rule=method.stop, adapter=adapter, every=method.check_every, epochs=epochs
+                )
         self.callbacks: list[Callback] = [self._finite, *([self._held_out] if self._held_out is not None else [])]
 
     @property
