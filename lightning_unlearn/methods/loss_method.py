@@ -224,8 +224,9 @@ class PushingMethod(LossMethod):
       target for whole classes, nor for data whose losses lie clearly above held-out ones to begin with (wrong labels):
       there the pass goes on to its last step, or to what follows.
     - With either rule a step is taken back, and ends the pass, that damages the model: the loss on the retain data has
-      come more than half-way to the one on held-out data at first, or that has risen by half. `stop="retain"` has this
-      limit alone: for data that held-out data say nothing about, such as a trigger.
+      come more than half-way to the one on held-out data at first, or that has risen by half. After a first step of
+      that kind the learning rate is halved instead, up to five times. `stop="retain"` has this limit alone: for data
+      that held-out data say nothing about, such as a trigger.
 
     The rules are ours (heuristic), not the papers'.
 

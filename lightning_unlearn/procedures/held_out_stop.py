@@ -19,6 +19,7 @@ from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 __all__ = ["HeldOutStop"]
 
 _SAMPLES = 200
+_HALVINGS = 5
 
 
 class HeldOutStop(Callback):
@@ -29,7 +30,8 @@ class HeldOutStop(Callback):
 
     - with `rule="held_out"` the pass ends once the forget loss is no longer below the held-out loss that the model
       began with, which may be before the first step. Where that is no target for the forget data, only what follows;
-    - a step that damages the model (`HeldOutReference.damage`) is taken back, and ends the pass.
+    - a step that damages the model (`HeldOutReference.damage`) is taken back, and ends the pass. If it is the first,
+      the learning rate is halved instead, some times, so that a pass does not end with nothing done.
 
     It is looked at after every `every` steps, from within the optimizer's step, so that a recorder sees what was taken
     back; or at the end of some epochs, where nothing is taken back. A module without such a loss (manual optimization,
@@ -50,6 +52,7 @@ class HeldOutStop(Callback):
         forget_loss: The forget loss at the end.
         stopped_at: Steps after which the pass was ended, `None` where it was not.
         damage: Why the last steps were taken back; `None` where they were not.
+        halvings: How often the learning rate was halved.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class HeldOutStop(Callback):
         self.forget_loss = math.nan
         self.stopped_at: int | None = None
         self.damage: str | None = None
+        self.halvings = 0
+        self._moved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the first step, and from now on behind each."""
@@ -120,11 +125,16 @@ class HeldOutStop(Callback):
             return
         if self._good:
             now = self._retain.mean_loss(module), self._held_out.mean_loss(module)
-            self.damage = trainer.strategy.broadcast(self.reference.damage(*now))
-            if self.damage is not None:
+            damage = trainer.strategy.broadcast(self.reference.damage(*now))
+            if damage is not None:
                 self._take_back()
+                if not self._moved and self.halvings < _HALVINGS:
+                    self._halve(trainer)
+                    return
+                self.damage = damage
                 self._end(trainer)
                 return
+            self._moved = True
         if self.rule == "held_out" and self.reference.is_target:
             forget = self._forget.mean_loss(module)
             self.forget_loss = math.nan if forget is None else forget
@@ -151,3 +161,10 @@ class HeldOutStop(Callback):
     def _take_back(self) -> None:
         for tensor, copy in self._good:
             tensor.copy_(copy)
+
+    def _halve(self, trainer: Trainer) -> None:
+        self.halvings += 1
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()  # momentum would repeat the step
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5

@@ -105,6 +105,11 @@ class PassStops:
                 f"The held-out loss was no target for {self._name} on these forget data, because {why}: it pushed on "
                 "as far as its steps and the other data allowed."
             )
+        if stop.halvings:
+            yield (
+                f"The learning rate of {self._name} was halved {stop.halvings} times, because its first step damaged "
+                "the model and was taken back: give a smaller `lr_scale`."
+            )
         if stop.damage is not None:
             yield (
                 f"{self._name} was ended by step {stop.stopped_at}, which was taken back: {stop.damage}. A smaller "

@@ -138,6 +138,27 @@ def test_a_step_that_damages_the_model_is_taken_back(trained):
     assert any(now > limit for now, limit in zip(held(whole), limits, strict=True))
 
 
+def test_a_first_step_that_is_too_long_is_tried_again_with_half_the_rate(trained):
+    given = NegGradPlus(max_steps=6, stop="retain", lr_scale=3000.0)
+    result = forget(trained, given)
+    (note,) = [one for one in result.notes if "halved" in one]
+    times = int(note.split("halved ")[1].split()[0])
+    assert 1 <= times < 5
+    assert any(not torch.equal(a, b) for a, b in zip(result.model.parameters(), trained.parameters(), strict=True))
+    retain, held_out = held(trained)
+    now = held(result.model)
+    assert now[0] <= retain + 0.5 * (held_out - retain)
+    assert now[1] <= 1.5 * held_out
+
+
+def test_a_rate_that_no_halving_mends_changes_nothing(trained):
+    with pytest.warns(NoEffectWarning, match="changed no weight"):
+        result = forget(trained, NegGradPlus(max_steps=20, stop="retain", lr_scale=1e9))
+    assert result.stages[0].steps == 6
+    assert any("halved 5 times" in note for note in result.notes)
+    assert any("ended by step 6" in note for note in result.notes)
+
+
 def test_looking_less_often_takes_back_more(trained):
     result = forget(trained, NegGradPlus(max_steps=400, stop="retain", check_every=7))
     assert result.stages[0].steps % 7 == 0
