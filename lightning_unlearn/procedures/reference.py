@@ -55,12 +55,12 @@ class HeldOutReference:
         """What is wrong with a model that has these losses now; `None` for nothing.
 
         That is: the retain loss is more than half-way to the held-out loss it began with, or (where no whole classes
-        go) the held-out loss is up by half of itself. Losses may be near each other or negative, so the retain loss may
-        always rise by half of itself. NaN is damage.
+        go) the held-out loss is up by half of itself. Losses may be near each other, near zero or negative, so both may
+        always rise by half of themselves, and by half of what lies between them. NaN is damage.
         """
         for name, now, before, rise in (
             ("the data to keep", retain, self.retain, max(self.held_out - self.retain, abs(self.retain))),
-            ("held-out data", held_out, self.held_out, abs(self.held_out)),
+            ("held-out data", held_out, self.held_out, max(self.held_out - self.retain, abs(self.held_out))),
         ):
             if self.whole_classes and name == "held-out data":
                 continue

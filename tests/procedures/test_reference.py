@@ -149,6 +149,9 @@ def test_damage_where_losses_are_alike_or_negative():
     assert negative.damage(-2.0, -1.0) is None
     assert negative.damage(-1.9, -2.0) is not None
     assert negative.damage(-4.0, -0.9) is not None
+    around_zero = HeldOutReference(forget=-1.0, held_out=0.01, retain=-1.0)
+    assert around_zero.damage(-1.0, 0.5) is None
+    assert around_zero.damage(-1.0, 0.53) is not None
 
 
 def test_held_out_data_have_the_classes_that_go_so_they_may_get_worse():
