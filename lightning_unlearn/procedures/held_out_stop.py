@@ -150,7 +150,9 @@ class HeldOutStop(Callback):
     @torch.no_grad()
     def _take_back(self, module: LightningModule) -> None:
         for name, tensor in _moving(module):
-            tensor.copy_(self._good[name])
+            kept = self._good.get(name)
+            if kept is not None and kept.shape == tensor.shape:  # else a buffer that this step has made
+                tensor.copy_(kept)
 
 
 def _moving(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
