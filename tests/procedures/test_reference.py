@@ -114,6 +114,13 @@ def test_whole_classes():
     assert not whole_classes(ADAPTER, pixels, pixels)
 
 
+def test_one_sample_of_many_classes_is_no_whole_class():
+    one, rest = DataLoader([(0, 7)]), DataLoader([(0, place % 1000) for place in range(5000)], 100)
+    missed = [place for place in range(1000) if whole_classes(BatchAdapter(), DataLoader([(0, place)]), rest)]
+    assert missed == []
+    assert whole_classes(BatchAdapter(), one, DataLoader([(0, 8)] * 50, 10))
+
+
 def test_whole_classes_are_no_target_even_where_their_loss_is_low():
     class Classifier(Regressor):
         def training_step(self, batch, batch_idx):
