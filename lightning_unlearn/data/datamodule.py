@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn.data.plain_loaders import datamodule_of_loaders
 from lightning_unlearn.data.positions import RootIndex, SampleKeys
 from lightning_unlearn.data.splits import Positions, check_splittable, sample_ids_of, split_positions, subset_loader
 from lightning_unlearn.data.users_hooks import PartwiseHook, StageHook, TrainLoaders, UsersHook, inherited, owned
-from lightning_unlearn.exceptions import DeletionRequestError
+from lightning_unlearn.exceptions import DeletionRequestError, UnsupportedStrategyError
 from lightning_unlearn.types import Part, SampleId
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.facade import check_shareable, facade_class, on_same_state
@@ -205,7 +205,11 @@ class UnlearningDataModule(LightningDataModule):
 
     @owned
     def val_loader(self) -> DataLoader[Any] | None:
-        """The user's validation data in order, every sample once; `None` where there is none."""
+        """The user's validation data in order, every sample once; `None` where there is none.
+
+        Raises:
+            UnsupportedStrategyError: several loaders, or an iterable dataset.
+        """
         return self.__evaluation_loader("val", "fit")
 
     @owned
@@ -245,7 +249,13 @@ class UnlearningDataModule(LightningDataModule):
             loader = loader[0] if loader else None
         if loader is None:
             return None
-        loader = check_splittable(loader, f"{name}_dataloader")
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            rule = "one torch DataLoader of a map-style dataset, of whose samples some can be drawn"
+            got = loader.dataset if isinstance(loader, DataLoader) else loader
+            remedy = f'Pass such loaders, `data={{"train": ..., "{name}": ...}}`.'
+            raise UnsupportedStrategyError(expected(f"{name}_dataloader", rule, type(got).__name__, remedy))
+        if not len(loader.dataset):  # type: ignore[arg-type]
+            return None
         return self.__in_order(loader, range(len(loader.dataset)))  # type: ignore[arg-type]
 
     def __in_order(self, loader: DataLoader[Any], positions: Iterable[int]) -> DataLoader[Any]:

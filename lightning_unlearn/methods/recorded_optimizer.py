@@ -199,6 +199,11 @@ def _by_entry(values: Sequence[float], sizes: Sequence[int]) -> Setting:
     )
 
 
+def _beside_rates(optimizer: Optimizer) -> list[tuple[Any, ...]]:
+    """What the steps depend on besides the learning rates: a schedule may move momentum as well."""
+    return [tuple(group.get(name) for name in (*_SHARED, "weight_decay")) for group in optimizer.param_groups]
+
+
 def _given(lr: LearningRate | None, steps: int, groups: int) -> list[tuple[float, ...]] | None:
     if lr is None:
         return None
@@ -224,9 +229,14 @@ def _scheduled(
         rule = f"of whole epochs, to know when a schedule moved ({steps_in_epoch} batches each)"
         raise MissingRequirementError(expected("store", rule, f"{steps} steps", _GIVE))
     rates = []
+    fixed = _beside_rates(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no step of the optimizer goes before the schedule's, as is intended
         for step in range(steps):
+            if _beside_rates(optimizer) != fixed:
+                rule, got = "moving nothing but learning rates", f"one that moves others as well, at step {step}"
+                remedy = "Such a run cannot be followed (OneCycleLR has cycle_momentum=True by default): use `Retrain`."
+                raise UnsupportedStrategyError(expected("the module's schedule", rule, got, remedy))
             rates.append(tuple(float(group["lr"]) for group in optimizer.param_groups))
             epoch, place = divmod(step, steps_in_epoch)
             for plan in plans:

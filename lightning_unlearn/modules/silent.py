@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +23,8 @@ from lightning_unlearn.utilities.optimizers import configured_optimizers
 from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = ["silent_step", "transferred"]
+
+_CONTAINERS = (dict, list, set, deque, defaultdict, Counter)
 
 
 class _Inert:
@@ -93,10 +98,10 @@ class _SilentModule(LightningModule):
 def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[Callable[[Any, int], Any]]:
     """Give a function that runs the user's `training_step` on a batch, without logging and optimizer steps.
 
-    The step runs on a second object with a *copy* of the module's instance dict, so attributes and lists it fills
-    are the copy's; parameters, buffers and submodules are the module's own (restore buffers and modes around it, if
-    they must not change). Metrics are swapped for empty copies, and where the module has no Trainer an idle one
-    answers for it. The batch goes through the module's transfer hooks.
+    The step runs on a second object with a *copy* of the module's instance dict, so attributes, lists and dicts it
+    fills are the copy's, and loggers write nothing; parameters, buffers and submodules are the module's own (restore
+    buffers and modes around it, if they must not change). Metrics are swapped for empty copies, and where the module
+    has no Trainer an idle one answers for it. The batch goes through the module's transfer hooks.
 
     Args:
         model: The user's module, or an `UnlearningModule` around it.
@@ -127,6 +132,7 @@ def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[
         object.__setattr__(view, "_inert", [_Inert(optimizer) for optimizer in optimizers])
         object.__setattr__(view, "_inert_schedules", [_InertSchedule(schedule) for schedule in schedules])
         stack.enter_context(MetricCopies().in_place(view))
+        stack.enter_context(_unlogged(view._trainer))
         try:
             yield run
         finally:
@@ -149,14 +155,40 @@ def transferred(module: LightningModule, batch: Any) -> Any:
 
 
 def _view(model: LightningModule) -> Any:
-    # One level deep: the dicts that name submodules and buffers, and the user's own lists, are the view's.
-    state = {
-        name: value.copy() if type(value) in (dict, list, set) else value for name, value in model.__dict__.items()
-    }
+    # The dicts that name submodules and buffers, and the user's own lists, are the view's; what they hold is not.
+    known: dict[int, Any] = {}
+    state = {name: _copied(value, known) for name, value in model.__dict__.items()}
     for name, value in list(state.items()):
         if getattr(value, "__self__", None) is model:  # a bound method on the instance would lead back to the module
             del state[name]
     return on_same_state(facade_class(_SilentModule, type(model)), state)
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    """Plain containers, and those inside of them, as new ones; everything else as it is."""
+    if type(value) not in _CONTAINERS:
+        return value
+    if id(value) not in known:
+        known[id(value)] = copied = copy(value)
+        places = value.items() if isinstance(value, dict) else enumerate(() if isinstance(value, set) else value)
+        for place, one in places:
+            if type(one) in _CONTAINERS:
+                copied[place] = _copied(one, known)
+    return known[id(value)]
+
+
+@contextmanager
+def _unlogged(trainer: Trainer | None) -> Iterator[None]:
+    """Loggers that write nothing inside, for steps that log to `self.logger` themselves."""
+    if trainer is None or not trainer.loggers:
+        yield
+        return
+    before = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in before]
+    try:
+        yield
+    finally:
+        trainer.loggers = before
 
 
 def _configured(view: Any) -> tuple[list[Optimizer], list[Any]]:

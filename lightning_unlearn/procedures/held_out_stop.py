@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from itertools import chain
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.modules.probe import ProbeData
 from lightning_unlearn.procedures.reference import HeldOutReference, held_out_reference
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
+from lightning_unlearn.utilities.trainers import end_fit
 
 __all__ = ["HeldOutStop"]
 
@@ -75,7 +75,7 @@ class HeldOutStop(Callback):
         self._every = every
         self._epochs = epochs
         self._steps = 0
-        self._good: list[tuple[Tensor, Tensor]] = []
+        self._good: dict[str, Tensor] = {}
         self._stop_listening: list[Callable[[], None]] = []
         self.reference: HeldOutReference | None = None
         self.forget_loss = math.nan
@@ -109,7 +109,7 @@ class HeldOutStop(Callback):
         """Let go of the optimizers, and of the copy of the weights."""
         for stop_listening in self._stop_listening:
             stop_listening()
-        self._stop_listening, self._good = [], []
+        self._stop_listening, self._good = [], {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As `on_train_end`."""
@@ -127,7 +127,7 @@ class HeldOutStop(Callback):
             now = self._retain.mean_loss(module), self._held_out.mean_loss(module)
             damage = trainer.strategy.broadcast(self.reference.damage(*now))
             if damage is not None:
-                self._take_back()
+                self._take_back(module)
                 if not self._moved and self.halvings < _HALVINGS:
                     self._halve(trainer)
                     return
@@ -146,21 +146,23 @@ class HeldOutStop(Callback):
 
     def _end(self, trainer: Trainer) -> None:
         self.stopped_at = self._steps
-        trainer.should_stop = True
+        end_fit(trainer)
 
     @torch.no_grad()
     def _keep(self, module: LightningModule) -> None:
-        if self._good:
-            for tensor, copy in self._good:
-                copy.copy_(tensor)
-            return
-        moving = chain((one for one in module.parameters() if one.requires_grad), module.buffers())
-        self._good = [(tensor.detach(), tensor.detach().clone()) for tensor in moving]
+        for name, tensor in _moving(module):
+            kept = self._good.get(name)
+            if kept is None or kept.shape != tensor.shape:
+                self._good[name] = tensor.detach().clone()
+            else:
+                kept.copy_(tensor)
 
     @torch.no_grad()
-    def _take_back(self) -> None:
-        for tensor, copy in self._good:
-            tensor.copy_(copy)
+    def _take_back(self, module: LightningModule) -> None:
+        for name, tensor in _moving(module):
+            kept = self._good.get(name)
+            if kept is not None and kept.shape == tensor.shape:  # else a buffer that this step has made
+                tensor.copy_(kept)
 
     def _halve(self, trainer: Trainer) -> None:
         self.halvings += 1
@@ -168,3 +170,9 @@ class HeldOutStop(Callback):
             optimizer.state.clear()  # momentum would repeat the step
             for group in optimizer.param_groups:
                 group["lr"] *= 0.5
+
+
+def _moving(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """What a step may change, looked up by name: a layer may assign a new tensor to the name of its buffer."""
+    yield from ((name, one) for name, one in module.named_parameters() if one.requires_grad)
+    yield from module.named_buffers()

@@ -52,7 +52,7 @@ from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, subtracts, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
-from lightning_unlearn.procedures.stopping import PassStops
+from lightning_unlearn.procedures.stopping import PassStops, held_out_data
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -115,6 +115,7 @@ def run_pass(
         for stage in (method, then):
             if isinstance(stage, LossMethod):
                 UnlearningModule(work.module, stage).unwrap()  # what cannot be wrapped is refused before the edit
+                held_out_data(stage, data)
         work.run(method, plan, then)
     except BaseException:
         # The caller gets no model, so the store must not speak of one.

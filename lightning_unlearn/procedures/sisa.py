@@ -134,9 +134,9 @@ class SisaTraining:
             trainings.check(manifest)
         else:
             rows = self._data(data)
-            manifest = self._new(rows)
-            manifest = manifest.without(DeletionRequest(without).sample_ids) if without else manifest
             trainings = self._trainings(rows)
+            manifest = self._new(rows, trainings.settings_of_trainer(self.epochs[0]))
+            manifest = manifest.without(DeletionRequest(without).sample_ids) if without else manifest
             trainings.check(manifest)
             self._folder.write(manifest)
         trainings.run(manifest)
@@ -188,7 +188,7 @@ class SisaTraining:
                 raise StoreMismatchError(expected(name, f"{found}, as in the training in {self._folder.url}", asked))
         return manifest
 
-    def _new(self, data: SisaData) -> SisaManifest:
+    def _new(self, data: SisaData, trainer: Mapping[str, Any]) -> SisaManifest:
         rows = tuple(data.rows.values())
         parts = assign(rows, self.shards, self.slices, self.seed)
         return SisaManifest(
@@ -204,6 +204,7 @@ class SisaTraining:
             deleted=(),
             signature=signature_of(self._factory),
             loader=data.drawing,
+            trainer=trainer,
         )
 
     def _data(self, data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]]) -> SisaData:

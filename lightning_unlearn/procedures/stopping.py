@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
-from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.exceptions import UnlearningWarning, UnsupportedStrategyError
 from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.procedures.held_out_stop import HeldOutStop
 from lightning_unlearn.procedures.reference import HeldOutReference
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
+from lightning_unlearn.utilities.trainers import end_fit
 
-__all__ = ["NonFiniteStop", "PassStops"]
+__all__ = ["NonFiniteStop", "PassStops", "held_out_data"]
 
 
 class NonFiniteStop(Callback):
@@ -38,7 +40,22 @@ class NonFiniteStop(Callback):
         broken = isinstance(loss, Tensor) and not bool(torch.isfinite(loss).all())
         if trainer.strategy.reduce_boolean_decision(broken, all=False):
             self.stopped_at = trainer.global_step
-            trainer.should_stop = True
+            end_fit(trainer)
+
+
+def held_out_data(method: LossMethod, data: UnlearningDataModule) -> DataLoader[Any] | None:
+    """The validation data that say when a method stops; `None` where there are none, or it asks for none.
+
+    Raises:
+        UnsupportedStrategyError: several loaders, or an iterable dataset.
+    """
+    if method.stop is None:
+        return None
+    try:
+        return data.val_loader()
+    except UnsupportedStrategyError as error:
+        text = f"{method.name} looks at validation data to see when to stop. {error} Or say `stop=None`: a fixed number"
+        raise UnsupportedStrategyError(f"{text} of steps.") from error
 
 
 class PassStops:
@@ -60,7 +77,7 @@ class PassStops:
         self._held_out: HeldOutStop | None = None
         self.notes: list[str] = []
         if method.stop is not None:
-            held_out = data.val_loader()
+            held_out = held_out_data(method, data)
             if held_out is None:
                 self._warn(
                     f"{method.name} runs its fixed number of steps, because there are no validation data whose loss "

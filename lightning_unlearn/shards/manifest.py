@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -131,6 +131,7 @@ class SisaManifest:
         deleted: Ids that were asked to be forgotten, in order.
         signature: Names, shapes and dtypes of the module's tensors.
         loader: Batch size and way of drawing.
+        trainer: Settings of the Trainer that the weights depend on; none in folders of earlier releases.
     """
 
     origin: str
@@ -145,6 +146,7 @@ class SisaManifest:
     deleted: tuple[SampleId, ...]
     signature: tuple[tuple[str, tuple[int, ...], str], ...]
     loader: Mapping[str, Any]
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def to_body(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -11,7 +11,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
 from lightning_unlearn.data.selected import SelectedDataModule
-from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequirementError, UnsupportedStrategyError
+from lightning_unlearn.exceptions import (
+    LightningUnlearnError,
+    MissingRequirementError,
+    StoreMismatchError,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.functional.votes import Vote
 from lightning_unlearn.shards.data import SisaData
 from lightning_unlearn.shards.ensemble import SisaEnsemble
@@ -67,14 +72,32 @@ class SisaTrainings:
             MissingRequirementError: as `SisaData.check`.
             UnsupportedStrategyError: as `check_readable`; or the Trainer has several processes, keeps checkpoints of
                 its own, or stops by the clock.
-            StoreMismatchError: as `SisaData.check`; or the factory builds a module of another shape.
+            StoreMismatchError: as `SisaData.check`; or the factory builds a module of another shape, or the Trainer is
+                set otherwise than that of the training.
         """
         self._data.check(manifest)
         check_signature(self._factory, manifest)
         check_readable(self._factory, weights_only=self._weights_only)
         lacking = self._lacking(manifest)
         if lacking:
-            self._checked = lacking[0].epochs, self._trainer(lacking[0].epochs)
+            found = self.settings_of_trainer(lacking[0].epochs)
+            if manifest.trainer and found != dict(manifest.trainer):
+                rule, remedy = f"as in the training, {dict(manifest.trainer)}", "Pass `trainer=` as in the training."
+                raise StoreMismatchError(expected("trainer", rule, found, remedy))
+
+    def settings_of_trainer(self, epochs: int) -> dict[str, Any]:
+        """What the weights depend on of the user's Trainer; its callbacks are not compared. Raises as `check`."""
+        trainer = self._trainer(epochs)
+        self._checked = epochs, trainer
+        algorithm = trainer.gradient_clip_algorithm
+        return {
+            "precision": str(trainer.precision),
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": None if algorithm is None else str(algorithm.value),
+            "limit_train_batches": trainer.limit_train_batches,
+            "reload_dataloaders_every_n_epochs": vars(trainer)["reload_dataloaders_every_n_epochs"],
+        }
 
     def run(self, manifest: SisaManifest) -> None:
         """Train what is lacking, in order, then remove what the manifest does not name."""

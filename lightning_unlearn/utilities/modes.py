@@ -23,11 +23,16 @@ def preserved_modes(module: nn.Module) -> Iterator[None]:
     >>> [child.training for child in net]
     [True, False]
     """
-    # The flag is written directly: `train()` would push the parent's value down to children that differ.
     flags = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         yield
     finally:
+        # A `train` of the user's may do more than set flags (adapters merge their weights in eval mode, and take them
+        # out again); parents come before children, so what they push down is put right.
+        for submodule, training in flags:
+            if submodule.training != training and type(submodule).train is not nn.Module.train:
+                submodule.train(training)
+        # Else the flag is written directly: `train()` would push the parent's value down to children that differ.
         for submodule, training in flags:
             submodule.training = training
 
@@ -68,7 +73,7 @@ def preserved_requires_grad(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
-    """Restore the values of every buffer in place on exit, also after an exception.
+    """Restore every buffer on exit, also after an exception: the same tensors, with the same values.
 
     >>> net = nn.BatchNorm1d(2)
     >>> with preserved_buffers(net):
@@ -77,9 +82,14 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
     0
     """
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    # A layer may assign a new tensor to the name of its buffer.
+    named = [(submodule, dict(submodule._buffers)) for submodule in module.modules()]
     try:
         yield
     finally:
+        for submodule, buffers in named:
+            submodule._buffers.clear()
+            submodule._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""A Trainer that never runs."""
+"""A Trainer that never runs, and one that is to end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 
 from lightning import LightningModule, Trainer
 
-__all__ = ["idle_trainer"]
+__all__ = ["end_fit", "idle_trainer"]
 
 T = TypeVar("T", bound=Trainer)
 
@@ -44,3 +44,10 @@ def idle_trainer(module: LightningModule, kind: type[Any] = Trainer) -> Any:
         logger.setLevel(level)
     trainer.strategy.connect(module)
     return trainer
+
+
+def end_fit(trainer: Trainer) -> None:
+    """End a fit after the step under way, whatever `min_steps` and `min_epochs` its Trainer was built with."""
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None
+    trainer.should_stop = True

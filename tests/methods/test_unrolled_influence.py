@@ -193,11 +193,21 @@ def plateau(optimizer):
     return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
 
 
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=STEPS + 1)
+
+
 REFUSED = {
     "another optimizer": ({"optimizer": torch.optim.RMSprop}, {}, UnsupportedStrategyError, "RMSprop"),
     "amsgrad": ({"optimizer": torch.optim.Adam, "amsgrad": True}, {}, UnsupportedStrategyError, "amsgrad"),
     "accumulation": ({}, {"accumulate_grad_batches": 2}, UnsupportedStrategyError, "accumulation"),
     "clipping": ({"lr": 0.01}, {"gradient_clip_val": 0.05}, StoreMismatchError, "Clipped gradients"),
+    "momentum in a schedule": (
+        {"lr": 0.01, "momentum": 0.9, "schedule": (one_cycle, "step")},
+        {},
+        UnsupportedStrategyError,
+        "cycle_momentum",
+    ),
     "dropout": ({"hidden": 8, "extra": (nn.Dropout(0.5),)}, {}, StoreMismatchError, "dropout"),
 }
 

@@ -1,5 +1,9 @@
+from collections import Counter, defaultdict, deque
+
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_unlearn.modules.silent import silent_step
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
@@ -77,3 +81,42 @@ def test_a_replaced_method_that_is_bound_to_the_module_does_not_lead_back():
     with silent_step(model) as step:
         assert step(batch(), 0)["loss"] > 0
     assert "forward" in model.__dict__
+
+
+def test_containers_in_containers_are_the_views_as_well():
+    class Keeping(User):
+        def __init__(self):
+            super().__init__()
+            self.history = {"loss": [], "self": None}
+            self.history["self"] = self.history
+            self.recent, self.seen, self.by_name = deque([[]], maxlen=3), Counter(), defaultdict(list)
+
+        def training_step(self, batch, batch_idx):
+            self.history["self"]["loss"].append(1)
+            self.recent[0].append(1)
+            self.recent.append(1)
+            self.seen["step"] += 1
+            self.by_name["step"].append(1)
+            return len(self.history["loss"])
+
+    model = Keeping()
+    with silent_step(model) as step:
+        assert [step(batch(), 0) for _ in range(2)] == [1, 2]
+    assert model.history["loss"] == []
+    assert (list(model.recent), dict(model.seen), dict(model.by_name)) == ([[]], {}, {})
+
+
+def test_a_step_that_logs_by_itself_writes_nothing(tmp_path):
+    class Writing(User):
+        def training_step(self, batch, batch_idx):
+            self.logger.log_metrics({"own": 1.0})
+            self.loggers[0].experiment.log_metrics({"own": 1.0})
+            self.trainer.logger.log_metrics({"own": 1.0})
+            return batch_idx
+
+    model, logger = Writing(), CSVLogger(tmp_path)
+    model.trainer = Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    with silent_step(model) as step:
+        assert step(batch(), 3) == 3
+    assert model.logger is logger
+    assert not logger.experiment.metrics

@@ -114,6 +114,13 @@ def test_whole_classes():
     assert not whole_classes(ADAPTER, pixels, pixels)
 
 
+def test_one_sample_of_many_classes_is_no_whole_class():
+    one, rest = DataLoader([(0, 7)]), DataLoader([(0, place % 1000) for place in range(5000)], 100)
+    missed = [place for place in range(1000) if whole_classes(BatchAdapter(), DataLoader([(0, place)]), rest)]
+    assert missed == []
+    assert whole_classes(BatchAdapter(), one, DataLoader([(0, 8)] * 50, 10))
+
+
 def test_whole_classes_are_no_target_even_where_their_loss_is_low():
     class Classifier(Regressor):
         def training_step(self, batch, batch_idx):
@@ -149,6 +156,9 @@ def test_damage_where_losses_are_alike_or_negative():
     assert negative.damage(-2.0, -1.0) is None
     assert negative.damage(-1.9, -2.0) is not None
     assert negative.damage(-4.0, -0.9) is not None
+    around_zero = HeldOutReference(forget=-1.0, held_out=0.01, retain=-1.0)
+    assert around_zero.damage(-1.0, 0.5) is None
+    assert around_zero.damage(-1.0, 0.53) is not None
 
 
 def test_held_out_data_have_the_classes_that_go_so_they_may_get_worse():

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lightning import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch.utils.data import DataLoader, Subset
 
+from lightning_unlearn.api import unlearn
 from lightning_unlearn.exceptions import (
     DeletionRequestError,
     MissingRequirementError,
@@ -20,6 +22,8 @@ from lightning_unlearn.exceptions import (
     StoreMismatchError,
     UnsupportedStrategyError,
 )
+from lightning_unlearn.methods import Sisa
+from lightning_unlearn.shards.folder import SisaFolder
 from lightning_unlearn.shards.modules import seed_of
 from tests.helpers.models import quiet_trainer
 from tests.helpers.sisa import (
@@ -495,3 +499,40 @@ def test_a_folder_that_is_not_finished_has_no_ensemble(copied):
     (copied / files(copied)[-1]).unlink()
     with pytest.raises(MissingRequirementError, match="finished"):
         training(copied).ensemble()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_clip_val": 0.1},
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+        {"limit_train_batches": 2},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_trainer_of_other_settings_is_refused(copied, settings):
+    sisa, before = training(copied, trainer={**TRAINER, **settings}), files(copied)
+    with pytest.raises(StoreMismatchError, match=rf"as in the training.*{next(iter(settings))}.*Pass `trainer=`"):
+        sisa.unlearn(parts(sisa)[0, 0][:1], loader())
+    assert (files(copied), sisa.deleted) == (before, ())
+
+
+def test_folders_that_do_not_know_their_trainer_are_continued_with_any(copied):
+    folder = SisaFolder(copied)
+    folder.write(replace(folder.manifest(), trainer={}))
+    sisa = training(copied, trainer={**TRAINER, "gradient_clip_val": 0.1})
+    sisa.unlearn(parts(sisa)[0, 0][:1], loader())
+    assert len(sisa.deleted) == 1
+
+
+def test_the_method_is_held_to_the_trainer_of_the_training(tmp_path):
+    sisa = training(tmp_path, trainer={**TRAINER, "gradient_clip_val": 0.1})
+    ensemble = sisa.fit(loader())
+    ids = parts(sisa)[0, 0][:1]
+    method, settings = Sisa(folder=tmp_path, module_factory=Noted), {"data": loader(), "probe_samples": 0}
+    with pytest.raises(StoreMismatchError, match="gradient_clip_val"):
+        unlearn(ensemble, ids, method=method, **settings)
+    assert sisa.deleted == ()
+    result = unlearn(ensemble, ids, method=method, trainer={**TRAINER, "gradient_clip_val": 0.1}, **settings)
+    assert same(result.model, sisa.ensemble())

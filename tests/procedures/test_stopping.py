@@ -1,18 +1,22 @@
 """Passes that end before their limits: by held-out data, and by a loss that broke."""
 
+import copy
 import math
+import warnings
 
 import pytest
 import torch
-from lightning import LightningModule, seed_everything
+from lightning import LightningDataModule, LightningModule, seed_everything
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.deltas.accumulate import accumulate
-from lightning_unlearn.exceptions import NoEffectWarning, UnlearningWarning
-from lightning_unlearn.methods import GradientAscent, NegGradPlus
+from lightning_unlearn.deltas.ledger import DeletionLedger
+from lightning_unlearn.exceptions import NoEffectWarning, UnlearningWarning, UnsupportedStrategyError
+from lightning_unlearn.methods import GradientAscent, NegGradPlus, PartialAmnesiac
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import weights_digest
 from tests.helpers.models import quiet_trainer
 from tests.helpers.recorded import datasets, record
@@ -209,3 +213,76 @@ def test_a_loss_that_breaks_ends_the_pass_and_gives_the_original_back(trained, b
     assert result.candidate is not None
     assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), trained.parameters(), strict=True))
     assert result.stages[0].steps == 5
+
+
+@pytest.mark.parametrize("limit", ["min_steps", "min_epochs"])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_no_lower_limit_of_the_trainer_goes_on_after_the_end(trained, limit, breaks):
+    def trainer(**arguments):
+        return quiet_trainer(**{limit: 300, "max_epochs": -1, **arguments})
+
+    model = copy.deepcopy(trained)
+    model.break_at = 2 if breaks else math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnlearningWarning)
+        result = forget(model, NegGradPlus(max_steps=400), trainer=trainer)
+    (note,) = [one for one in result.notes if "ended" in one]
+    assert f"after {result.stages[0].steps} steps" in note
+    assert result.stages[0].steps < 300
+
+
+class Validated(LightningDataModule):
+    def __init__(self, validation):
+        super().__init__()
+        self.validation = validation
+
+    def train_dataloader(self):
+        return loaders()["train"]
+
+    def val_dataloader(self):
+        return self.validation
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(VAL)
+
+
+@pytest.mark.parametrize(
+    "validation",
+    [[DataLoader(VAL), DataLoader(VAL)], {"a": DataLoader(VAL)}, DataLoader(Endless())],
+    ids=["list", "dict", "iterable"],
+)
+@pytest.mark.filterwarnings("ignore::lightning_unlearn.exceptions.UnlearningWarning")
+def test_validation_data_that_cannot_be_looked_at_are_refused_before_the_edit(validation, tmp_path):
+    recorded, data = record(tmp_path, epochs=1), Validated(validation)
+    data.train_dataloader = lambda: recorded_loaders()["train"]
+    settings = {"data": data, "store": recorded.url, "force": True, "probe_samples": 0}
+    with pytest.raises(UnsupportedStrategyError, match=r"NegGradPlus looks at validation.*val_dataloader.*stop=None"):
+        unlearn(recorded.model, [3], method=PartialAmnesiac(), then=NegGradPlus(max_steps=2), **settings)
+    assert not DeletionLedger.open(DeltaStore.open(recorded.url)).entries
+    assert forget(recorded.model, NegGradPlus(max_steps=2, stop=None), data=data).stages[0].steps == 2
+
+
+def test_empty_validation_data_are_none(trained):
+    with pytest.warns(UnlearningWarning, match="no validation data"):
+        result = forget(trained, NegGradPlus(max_steps=2), data=Validated(DataLoader(Subset(VAL, []))))
+    assert result.stages[0].steps == 2
+
+
+def test_a_buffer_that_is_assigned_anew_is_taken_back(trained):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count = self.count + self.training
+            return x
+
+    model = copy.deepcopy(trained)
+    model.net.insert(0, Counting())
+    result = forget(model, NegGradPlus(max_steps=400, stop="retain"))
+    assert "taken back" in "".join(result.notes)
+    # two parts a step, and the last step is none
+    assert float(result.model.net[0].count) == 2 * (result.stages[0].steps - 1)

@@ -86,3 +86,36 @@ def test_a_seed_makes_the_inside_repeatable():
         with isolated_rng(seed=3):
             drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
+
+
+class Adapted(nn.Linear):
+    """Merges its weights in eval mode, as adapters do."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_what_a_users_train_does_in_eval_mode_is_undone():
+    net = nn.Sequential(Adapted(), nn.Sequential(Adapted(), nn.BatchNorm1d(2)))
+    net[1].eval()
+    before = modes(net)
+    with evaluating(net):
+        assert net[0].merged
+    assert (net[0].merged, net[1][0].merged) == (False, True)
+    assert modes(net) == before
+
+
+def test_a_buffer_is_given_back_where_a_layer_assigns_a_new_tensor():
+    net = nn.Sequential(nn.BatchNorm1d(2))
+    before = net[0].running_mean
+    with preserved_buffers(net):
+        net[0].running_mean = net[0].running_mean + 1
+        net[0].register_buffer("late", torch.zeros(1))
+    assert net[0].running_mean is before
+    assert before.tolist() == [0, 0]
+    assert "late" not in net.state_dict()
