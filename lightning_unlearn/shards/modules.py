@@ -16,6 +16,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning_unlearn.exceptions import StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.shards.manifest import SisaManifest
 from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.utilities.batch_norm import tracking_layers
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.modes import isolated_rng
 from lightning_unlearn.utilities.parameters import model_signature
@@ -27,6 +28,7 @@ __all__ = [
     "check_readable",
     "check_signature",
     "checkpoint_of",
+    "needs_two_samples",
     "restored",
     "seed_of",
     "seeded",
@@ -134,6 +136,12 @@ def checkpoint_of(trainer: Trainer) -> bytes:
     trainer.strategy.checkpoint_io = kept
     trainer.save_checkpoint("in-memory.ckpt", weights_only=True)
     return kept.content
+
+
+def needs_two_samples(factory: ModuleFactory) -> bool:
+    """Whether what a factory builds normalises by batches, which one sample alone does not make."""
+    with seeded("batch"):
+        return bool(tracking_layers(built(factory)))
 
 
 def check_readable(factory: ModuleFactory, *, weights_only: bool) -> None:

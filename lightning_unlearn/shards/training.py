@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Timer
 
 from lightning_unlearn.data.selected import SelectedDataModule
 from lightning_unlearn.exceptions import (
+    DeletionRequestError,
     LightningUnlearnError,
     MissingRequirementError,
     StoreMismatchError,
@@ -27,6 +28,7 @@ from lightning_unlearn.shards.modules import (
     check_readable,
     check_signature,
     checkpoint_of,
+    needs_two_samples,
     restored,
     seed_of,
     seeded,
@@ -72,6 +74,7 @@ class SisaTrainings:
             MissingRequirementError: as `SisaData.check`.
             UnsupportedStrategyError: as `check_readable`; or the Trainer has several processes, keeps checkpoints of
                 its own, or stops by the clock.
+            DeletionRequestError: a single sample would be left to train a shard with batch normalisation on.
             StoreMismatchError: as `SisaData.check`; or the factory builds a module of another shape, or the Trainer is
                 set otherwise than that of the training.
         """
@@ -79,6 +82,11 @@ class SisaTrainings:
         check_signature(self._factory, manifest)
         check_readable(self._factory, weights_only=self._weights_only)
         lacking = self._lacking(manifest)
+        alone = [stage for stage in lacking if stage.rows == 1]
+        if alone and needs_two_samples(self._factory):
+            rule = f"leaving none or two samples in shard {alone[0].shard} up to slice {alone[0].slice}"
+            remedy = "Batch normalisation cannot be trained on one: forget it as well."
+            raise DeletionRequestError(expected("ids", rule, f"{list(alone[0].ids)} left there", remedy))
         if lacking:
             found = self.settings_of_trainer(lacking[0].epochs)
             if manifest.trainer and found != dict(manifest.trainer):

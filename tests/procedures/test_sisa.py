@@ -471,6 +471,17 @@ def test_ids_that_cannot_be_forgotten(original, copied):
         training(original[0]).fit(loader(), without=[last])
 
 
+def test_one_sample_is_not_left_to_batch_normalisation(copied):
+    sisa = training(copied)
+    before = (copied / "sisa.json").read_bytes(), files(copied)
+    own = [one for slice_ in range(SLICES) for one in parts(sisa)[0, slice_]]
+    with pytest.raises(DeletionRequestError, match=r"none or two samples in shard 0 .* forget it as well"):
+        sisa.unlearn(own[1:], loader())
+    assert before == ((copied / "sisa.json").read_bytes(), files(copied))
+    ensemble = sisa.unlearn(own, loader())
+    assert len(ensemble.members) == SHARDS - 1
+
+
 def test_keys_are_missed_and_new_keys_refused(tmp_path):
     keys = [f"user-{row}" for row in range(12)]
     settings = {"shards": 1, "slices": 2, "epochs": 3}
