@@ -35,7 +35,7 @@ def replayable_batches(
         StoreMismatchError: the weights are unknown or rest on an edit; ids of steps were damaged or purged; an id names
             several rows or none of the training data; or batches cannot be told apart within a step.
     """
-    state = store.state_of(weights_digest(module))
+    state = store.shortest_state_of(weights_digest(module))
     if state is None or state.edits:
         got = "other weights" if state is None else "weights that rest on a subtraction"
         raise StoreMismatchError(expected("model", "the one that was recorded", got, _INSTEAD))

@@ -149,7 +149,7 @@ def plan_rewind(
         MissingRequirementError: none of them precedes the first touched step.
         StoreMismatchError: the store does not know the weights, or they rest on an edit.
     """
-    state = store.state_of(weights_digest(module))
+    state = store.shortest_state_of(weights_digest(module))
     if state is None or state.edits:
         got = "other weights" if state is None else "weights that rest on a subtraction"
         raise StoreMismatchError(expected("model", "the one that was recorded", got, "Use `Retrain`."))

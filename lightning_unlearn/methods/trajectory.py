@@ -83,7 +83,7 @@ class Trajectory:
         self.forgotten = frozenset(int(one) for one in data.forget_positions)
         batches = replayable_batches(store, module, data)
         self.n_steps = len(batches)
-        run = the_run(store, store.state_of(weights_digest(module)), self.n_steps)
+        run = the_run(store, store.shortest_state_of(weights_digest(module)), self.n_steps)
         self.batches = batches
         touched = [step for step, batch in enumerate(batches) if not self.forgotten.isdisjoint(batch)]
         if not touched:

@@ -95,6 +95,15 @@ class Lineage:
         """The latest state with these weights."""
         return next((state for state in reversed(self.states) if state.digest == digest), None)
 
+    def shortest_state_of(self, digest: str) -> ModelState | None:
+        """Of the states with these weights and the edits of the latest, the one with the fewest steps.
+
+        Steps that moved no weight (a rate of zero, a gradient of zero) make another state of the same weights.
+        """
+        known = [state for state in reversed(self.states) if state.digest == digest]
+        alike = [state for state in known if (state.edits, state.drifted) == (known[0].edits, known[0].drifted)]
+        return min(alike, key=lambda state: state.n_steps, default=None)
+
     def entry(self, entry_id: str) -> LedgerEntry | None:
         """The entry of that id."""
         return next((entry for entry in self.entries if entry.entry_id == entry_id), None)

@@ -292,3 +292,7 @@ class StoreView:
     def state_of(self, digest: str) -> ModelState | None:
         """The latest known state with these weights (`weights_digest`), or `None`."""
         return self.lineage.state_of(digest)
+
+    def shortest_state_of(self, digest: str) -> ModelState | None:
+        """Of the states with these weights the one that the fewest steps led to, for who goes through them again."""
+        return self.lineage.shortest_state_of(digest)

@@ -38,13 +38,18 @@ def test_json_round_trip():
     ] * 2  # the first match wins, so the order matters
 
 
-def test_states_are_recognised_by_the_latest():
+def test_states_are_recognised_by_their_weights():
     lineage = Lineage(states=(START,)).with_state(state("d1", (0, 3))).with_state(state("d1", (0, 4)))
     assert lineage.state_of("d1").ranges == ((0, 4),)
-    assert lineage.state_of("other") is None
+    assert lineage.shortest_state_of("d1").ranges == ((0, 3),)  # step 3 moved no weight
+    assert lineage.state_of("other") is lineage.shortest_state_of("other") is None
     again = lineage.with_state(state("d1", (0, 3)))
     assert len(again.states) == 3
     assert again.states[-1].ranges == ((0, 3),)
+    twice = Lineage().with_state(state("d1", (0, 3))).with_state(state("d1", (3, 6)))
+    assert twice.shortest_state_of("d1").ranges == ((3, 6),)  # the same training once more: the latest
+    honoured = state("d1", (0, 5), edits=("e",))
+    assert lineage.with_state(honoured).shortest_state_of("d1") == honoured  # an edit of nothing is an edit
 
 
 def test_runs():
