@@ -327,6 +327,8 @@ class _Pass:
         problem = None
         if not method.recordable:
             problem = f"{method.name} changes weights outside its optimizer steps as well"
+        elif method.stop is not None and (method.check_every or 1) > 1:
+            problem = "with `check_every` above 1 several steps may be taken back at once, which no record can say"
         elif None in identified.values():
             problem = f"the store identifies samples by {identity}, so pass the recorder's `{name}` to `unlearn`"
         elif world_size not in (1, store.world_size):

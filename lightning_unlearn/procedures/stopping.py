@@ -138,6 +138,8 @@ class PassStops:
                 f"{self._name} was ended {when}: the loss on the forget data ({stop.forget_loss:.3f}) had reached that "
                 f"on held-out data ({before.held_out:.3f}), as in a model that never saw them."
             )
+            if not stop.stopped_at:
+                yield 'If held-out data say nothing about them (wrong labels, a trigger), say `stop="retain"`.'
 
     def _warn(self, text: str) -> None:
         self.notes.append(text)

@@ -108,6 +108,7 @@ def test_what_was_never_learnt_is_not_pushed_at_all(trained):
     assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), model.parameters(), strict=True))
     assert result.stages[0].steps == 0
     assert any("before the first step" in note for note in result.notes)
+    assert any('say `stop="retain"`' in note for note in result.notes)
 
 
 def test_wrong_labels_that_were_not_learnt_are_pushed_though_their_loss_is_above(trained):
@@ -188,6 +189,15 @@ def test_a_recorder_sees_what_was_taken_back(tmp_path):
             torch.testing.assert_close(old[name] + change[name], parameter.double(), rtol=0, atol=1e-5)
     last = store.read(store.n_steps - 1)
     assert all(not delta.dense().any() for delta in last.values())
+
+
+def test_several_steps_taken_back_at_once_are_not_recorded(tmp_path):
+    recorded = record(tmp_path)
+    before = recorded.store.n_steps
+    data = {"train": recorded_loaders()["train"], "val": DataLoader(datasets()[1], 64)}
+    with pytest.warns(UnlearningWarning, match="not recorded: with `check_every` above 1"):
+        forget(recorded.model, NegGradPlus(max_steps=4, check_every=2, stop="retain"), data=data, store=recorded.url)
+    assert recorded.store.n_steps == before
 
 
 def test_without_held_out_data_the_fixed_number_is_run_and_said(trained):
