@@ -43,8 +43,8 @@ class BadTeacher(PushingMethod):
     (`reduction="official"`; with Adam that changes little, with SGD it divides the rate).
 
     Args:
-        retain_weight: w, in (0, 1]; 0.9 as in `NegGradPlus` (ours: on digits a half cost 5 to 8 points of test accuracy
-            where clean random samples were forgotten).
+        retain_weight: w, in (0, 1]; 0.9 as in `NegGradPlus` (ours: a half cost more test accuracy where clean random
+            samples were forgotten).
         mix: l, the incompetent teacher's share on forget data; 1 as in the paper's experiments.
         temperature: T; 1 as in the code. There is no factor :math:`T^2`.
         reduction: See `DistillationReduction`.

@@ -35,8 +35,8 @@ class BoundaryExpanding(PushingMethod):
     Cost: one forward and backward pass of the forget data a step.
 
     Fails: as label flipping: it over-forgets data that were never memorised (see `PushingMethod`), and nothing holds on
-    to the data to keep. Without the row the second-likeliest class is the answer, which may be the label still: of 20
-    mislabelled digits the defaults forgot none, of a class about half.
+    to the data to keep. Without the row the second-likeliest class is the answer, which may be the label still: the
+    defaults forget little (`docs/comparison.md`).
 
     Differs from code in use: the row is never part of the module, whose shapes, names and checkpoints stay as they are:
     its outputs are appended to those of the classifier during the step. A checkpoint taken in the middle of the pass
@@ -52,8 +52,8 @@ class BoundaryExpanding(PushingMethod):
         max_epochs: Passes over the forget data instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers. The row joins its first
             group of parameters, or that of the classifier.
-        lr_scale: Factor on the user's learning rates; 0.002 (ours: with 0.01 and 20 samples digits lost 60 points of
-            test accuracy; rates of 1e-6 to 1e-4 are common).
+        lr_scale: Factor on the user's learning rates; 0.002 (ours: 0.01 destroyed a small network that was
+            not watched; rates of 1e-6 to 1e-4 are common).
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.

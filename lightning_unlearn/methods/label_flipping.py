@@ -29,18 +29,17 @@ class LabelFlipping(Relabelling):
 
     Cost: two forward and backward passes a step.
 
-    Fails: on data that were never memorised the model ends 20 to 160 times further from the retrained one than the
-    untouched one (measured on small CNNs, 50 steps without a stopping rule); on memorised data it was measured further
-    away than fine-tuning alone. A loss that wants another kind of labels needs an adapter.
+    Fails: on data that were never memorised the model ends further from the retrained one than the untouched one
+    (`docs/comparison.md`), and unwatched much further. A loss that wants another kind of labels needs an adapter.
 
     Differs from code in use: both parts have a batch in every step, so their weights do not depend on their sizes; the
     SSD authors' code shuffles them into one training set, SalUn's passes over the forget part first. Graves et al.
     relabel a whole class once (`draw="sample"`) and train on the modified data.
 
     Args:
-        retain_weight: The weight a of the retain term, from 0 to 1. 0.95: for 20 clean images of digits equal weights
-            took 17 to 47 points of test accuracy, this 1 to 4. The papers train on both parts as on one data set, where
-            the retain part weighs as much more as it is larger. 1 is fine-tuning.
+        retain_weight: The weight a of the retain term, from 0 to 1. 0.95 (ours): equal weights destroy where few
+            samples are forgotten. The papers train on both parts as on one data set, where the retain part weighs as
+            much more as it is larger. 1 is fine-tuning.
         labels: `"wrong"` (Graves et al., SSD authors' code) never draws the true class, `"any"` (SalUn's code) may.
         draw: `"batch"` draws anew for every batch, as SalUn's code does for every epoch; `"sample"` once for a sample,
             as Graves et al., see `Relabelling`.

@@ -216,8 +216,8 @@ class LossMethod(UnlearningMethod):
 class PushingMethod(LossMethod):
     """A `LossMethod` that pushes the model away from the forget data, and so can push too far.
 
-    Data that were never memorised end up 5 to 160 times further from the retrained model than the untouched one
-    (measured on small CNNs), and some of these losses have no bound at all. So with validation data a pass is watched:
+    On data that were never memorised the answers can end further from the retrained model's than the untouched ones
+    were (`docs/comparison.md`), and some of these losses have no bound. So with validation data a pass is watched:
 
     - `stop="held_out"` ends it once the loss on the forget data has reached the one that the model had on held-out
       (validation) data, as in a model that never saw them; before the first step if it is there already. That is no

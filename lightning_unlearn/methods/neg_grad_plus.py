@@ -24,8 +24,8 @@ class NegGradPlus(PushingMethod):
     Rule: minimise :math:`a L(\theta; B_r) - (1 - a) L(\theta; B_f)` over pairs of batches; the forget batches are
     cycled, so an epoch is a pass over the retain data.
 
-    Guarantee: heuristic. On memorised data it came closest to the retrained model of all methods measured at equal cost
-    (small CNNs, 50 steps); on data that were never memorised it over-forgets (see `PushingMethod`).
+    Guarantee: heuristic. It removes most wrong labels at little cost (`docs/comparison.md`); on data that were never
+    memorised it over-forgets (see `PushingMethod`).
 
     Cost: two forward and backward passes a step.
 
@@ -35,9 +35,9 @@ class NegGradPlus(PushingMethod):
     mixed, and those of the forget part are not learnt; the paper's code does the former as well.
 
     Args:
-        retain_weight: The weight a of the retain term, from 0 to 1. 0.9 as measured on small models; the paper has 0.95
-            there and 0.9999 on large ones. 1 is fine-tuning.
-        max_steps: Optimizer steps; 50 unless `max_epochs` is given, as measured.
+        retain_weight: The weight a of the retain term, from 0 to 1. 0.9 (ours, chosen on small models); the paper has
+            0.95 there and 0.9999 on large ones. 1 is fine-tuning.
+        max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
         max_epochs: Passes over the retain data instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
         lr_scale: Factor on the user's learning rates; a third, as for the repair it contains.

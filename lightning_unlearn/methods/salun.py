@@ -60,7 +60,7 @@ class SalUn(Relabelling):
         max_epochs: Passes over the longer part instead.
         optimizer: Builds the optimizer; default the user's own, fresh, without schedulers.
         lr_scale: Factor on the user's learning rates; a tenth, near the 0.013 of the authors' example for models
-            trained with 0.1. A third cost a small CNN up to five points more of test accuracy.
+            trained with 0.1. A third cost a small CNN more.
         stop: See `PushingMethod`.
         check_every: Steps between two looks at the losses.
         forget_statistics: See `ForgetStatistics`.
