@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import json
 import logging
 import statistics
@@ -45,7 +46,6 @@ from lightning_unlearn.methods import (
     FineTune,
     LossMethod,
     Procedure,
-    PushingMethod,
     Requirement,
     Retrain,
     UnlearningMethod,
@@ -167,7 +167,7 @@ def passes(names: list[str], stop: str | None) -> Iterator[tuple[str, Unlearning
     """Label, method and repair of everything that is run."""
     for name in names:
         known = METHODS[name]
-        settings = {"stop": stop} if stop is not None and issubclass(known, PushingMethod) else {}
+        settings = {"stop": stop} if stop is not None and "stop" in inspect.signature(known).parameters else {}
         method = known(**settings)
         if method.missing(AVAILABLE) or isinstance(method, Retrain):
             continue

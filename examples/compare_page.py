@@ -47,7 +47,7 @@ def summary(tables: dict[str, dict[str, Any]]) -> list[str]:
     names = [name for name in dict.fromkeys(name for rows in tables.values() for name in rows) if name != "retrained"]
     order = [name for name in REFERENCES if name in names] + sorted(set(names) - set(REFERENCES))
     cells = [[name, *(brief(rows, name) for rows in tables.values())] for name in order]
-    return table(["model", *tables], cells)
+    return table(["model", *(title.split(",")[0] + title.partition(" seeds")[2] for title in tables)], cells)
 
 
 def main() -> None:
