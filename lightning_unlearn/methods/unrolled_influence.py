@@ -43,8 +43,9 @@ class UnrolledInfluence(WeightEdit):
     then retrain, or use `Rewind` or `DeltaGrad`.
 
     Fails: where recorded and changed training part, as with large rates or many samples, and the recursion grows
-    without bound; a change longer than the training's own is refused. Measured on small networks it left
-    0.3 to 0.7 of the distance of the weights to the twin, and 0.02 to 0.3 of that of answers (`docs/trajectory.md`).
+    without bound; a change longer than the training's own is refused, and a shorter one may still cost a tenth of
+    the accuracy (`docs/comparison.md`). Measured on small networks it left 0.3 to 0.7 of the distance of the weights to
+    the twin, and 0.02 to 0.3 of that of answers (`docs/trajectory.md`).
     Under Adam the derivative of :math:`\sqrt v` is as steep as `1 / eps` where an entry has hardly had a gradient, and
     is taken as 0 where it never had one. Dropout, random augmentation, clipping, accumulation, several optimizers and
     AMSGrad cannot be followed: they are refused, or found by comparing steps with the recorded ones (`tolerance`).
