@@ -46,10 +46,10 @@ class DeltaGrad(WeightEdit):
     some batches says little about the next. Measured on small networks, `period=2` stayed near the twin, 5 came nearer
     to its weights and, in the longer trainings with momentum, further from its answers than doing nothing, and
     long periods can diverge (`docs/trajectory.md`). A change longer than the training's own is refused, and so is a
-    loss that is no number. Steps whose newest pair shows no positive curvature are computed until one
-    does (the paper's rule for losses that are not convex), so it then costs as much as retraining. Gradients that are
-    not the mean of their samples' (BatchNorm, sums, contrastive losses) are found in the first touched step; touched
-    steps are computed then. Adam is refused, for its steps do not tell their gradients; so are dropout, random
+    loss that is no number. Steps whose newest pair shows no positive curvature are computed until one does (the
+    paper's rule for losses that are not convex, as we read it), so it then costs as much as retraining. Gradients that
+    are not the mean of their samples' (BatchNorm, sums, contrastive losses) are found in the first touched step;
+    touched steps are computed then. Adam is refused, for its steps do not tell their gradients; so are dropout, random
     augmentation, clipping and accumulation, found by comparing the first, middle and last step that matter.
 
     Differs from the official code: momentum and Nesterov as the optimizer has them; `burn_in` and `period` count from
@@ -69,7 +69,9 @@ class DeltaGrad(WeightEdit):
         tolerance: How far a computed step may be from the recorded one, relative to its length; `None` for no check.
             0.01 is ours: 16-bit deltas stay far below it, and whatever is refused far above.
 
-    Source: Wu, Dobriban, Davidson 2020, arXiv 2006.14755.
+    Source: Wu, Dobriban, Davidson 2020, arXiv 2006.14755. Its text was not at hand: `burn_in`, `history`, the
+    scale of the matrix and `max_curvature` are those of the official code; which steps are computed, and what happens
+    where curvature is not positive, are inferred.
 
     >>> DeltaGrad(period=10).history
     2

@@ -65,7 +65,8 @@ class UnrolledInfluence(WeightEdit):
         tolerance: How far a computed step may be from the recorded one, relative to its length; `None` to follow any.
             0.01 is ours: 16-bit deltas stay far below it, and whatever is refused far above.
 
-    Source: Hara, Nitanda, Maehara 2019, arXiv 1906.08473.
+    Source: Hara, Nitanda, Maehara 2019, arXiv 1906.08473. Its text was not at hand: what is called the paper's here is
+    inferred.
 
     >>> UnrolledInfluence().reduction
     'mean'

@@ -29,7 +29,7 @@ class ProbeData:
     Args:
         loader: Data; its order and dropped batches do not matter.
         max_samples: At most so many samples, drawn with `seed`.
-        seed: Seed of the draw and of random transforms.
+        seed: Seed of the draw and of random transforms that draw from torch.
 
     Raises:
         UnsupportedStrategyError: the data is iterable only.
@@ -96,7 +96,7 @@ def probe_loss(
 ) -> float | None:
     """The mean of the module's own training loss over some data: one look of a `ProbeData`, and raises as that.
 
-    Random transforms of the data are drawn with `seed`, so two probes compare.
+    Random transforms that draw from torch are drawn with `seed`, so two probes compare.
     """
     return ProbeData(loader, max_samples=max_samples, seed=seed).mean_loss(model)
 
