@@ -164,6 +164,11 @@ class DeltaRecorder(Callback):
         """What is recorded and how; where that was left open, what it is in the current or latest fit."""
         return self._settings
 
+    @property
+    def store(self) -> DeltaStore | None:
+        """The store that is recorded into, while a fit is under way."""
+        return None if self._recording is None else self._recording.store
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a strategy that cannot be recorded correctly, and listen to the training loaders.
 

@@ -18,6 +18,7 @@ from lightning_unlearn.callbacks.pending_ids import PendingIds
 from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.data.sample_ids import BatchIdentity
 from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
+from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import tensors_digest
@@ -81,6 +82,11 @@ class StepRecording:
             self._stop_listening.append(optimizer.register_step_pre_hook(self._before_step(number)).remove)
             self._stop_listening.append(optimizer.register_step_post_hook(self._after_step(number)).remove)
         self._stop_listening.append(listen_to_checkpoints(trainer.strategy, self._before_checkpoint))
+
+    @property
+    def store(self) -> DeltaStore:
+        """The store that is recorded into."""
+        return self._session.store
 
     def note_batch(self, batch: Any) -> None:
         """A batch is about to be trained on, or a step begins that fetches its batches itself."""

@@ -12,12 +12,24 @@ from torch.nn import functional
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["BatchAdapter", "OutputsFunction", "as_batch_adapter"]
+__all__ = ["BatchAdapter", "OutputsFunction", "as_batch_adapter", "logits_in"]
 
 OutputsFunction: TypeAlias = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """(module, batch) -> logits and targets."""
 
 _REMEDY = "Pass `adapter`, a `BatchAdapter` whose methods are overridden for such batches."
+
+
+def logits_in(answer: Any) -> Tensor | None:
+    """The logits in what a module gives: the tensor that it is, or that it has under `logits`; else `None`.
+
+    >>> logits_in({"logits": torch.ones(1, 2)}), logits_in(torch.ones(2))
+    (tensor([[1., 1.]]), None)
+    """
+    if isinstance(answer, Mapping) and "logits" in answer:
+        answer = answer["logits"]
+    answer = getattr(answer, "logits", answer)
+    return answer if isinstance(answer, Tensor) and answer.is_floating_point() and answer.ndim >= 2 else None
 
 
 class BatchAdapter:
@@ -93,13 +105,11 @@ class BatchAdapter:
             MissingRequirementError: the answer is no floating-point tensor and holds none under `logits`.
         """
         answer = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
-        if isinstance(answer, Mapping) and "logits" in answer:
-            answer = answer["logits"]
-        answer = getattr(answer, "logits", answer)
-        if not isinstance(answer, Tensor) or not answer.is_floating_point() or answer.ndim < 2:
+        logits = logits_in(answer)
+        if logits is None:
             rule = "returning logits of shape (N, C, ...), or something with them as `logits`"
             raise MissingRequirementError(expected("forward", rule, type(answer).__name__, _REMEDY))
-        return answer
+        return logits
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats: of class numbers, or binary where targets are floating-point numbers.
