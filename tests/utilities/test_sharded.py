@@ -1,0 +1,150 @@
+"""Sums over tensors in pieces equal the sums over the whole tensors, with as few reductions as can be."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from lightning_unlearn.utilities.sharded import global_sums, local_part, local_part_like
+from tests.helpers.sharding import counted_reductions, cpu_mesh, lay_out
+
+SHAPES = {"even": (4, 3), "uneven": (3, 2), "one row": (1, 5), "vector": (3,), "no row": (0, 2)}
+LAYOUTS = {
+    "sharded": ((2,), (Shard(0),)),
+    "replicated": ((2,), (Replicate(),)),
+    "replicas of shards": ((2, 1), (Replicate(), Shard(0))),
+    "shards of replicas": ((2, 1), (Shard(0), Replicate())),
+    "sharded twice": ((1, 2), (Shard(0), Shard(0))),
+    "strided": ((2, 1), (_StridedShard(0, split_factor=1), Shard(0))),
+}
+
+
+def wholes():
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES.values()]
+
+
+def squares(tensors):
+    return [local_part(one).square().sum() for one in tensors]
+
+
+def sums_of(shape, placements):
+    with cpu_mesh(*shape) as mesh:
+        laid_out = [lay_out(one, mesh, placements) for one in wholes()]
+        with counted_reductions() as reductions:
+            found = global_sums(squares(laid_out), laid_out)
+        return found, reductions
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_are_those_of_the_whole_tensors(gloo_pool, layout):
+    shape, placements = LAYOUTS[layout]
+    for found, reductions in gloo_pool.run(sums_of, shape, placements):
+        torch.testing.assert_close(found, squares(wholes()), rtol=1e-14, atol=0)
+        in_pieces = any(size > 1 and not one.is_replicate() for size, one in zip(shape, placements, strict=True))
+        assert reductions == ([(2, len(SHAPES))] if in_pieces else [])
+
+
+def mixed_sums():
+    """Two meshes, two dtypes, a replicated and a plain tensor, in no particular order."""
+    a, b, *_, plain, _ = wholes()
+    with cpu_mesh(2) as flat, cpu_mesh(2, 1) as square:
+        tensors = [
+            lay_out(a, flat, (Shard(0),)),
+            plain,
+            lay_out(b, square, (Shard(0), Replicate())),
+            lay_out(b, flat, (Shard(1),)),
+            lay_out(a.float(), flat, (Shard(0),)),
+            lay_out(a, flat, (Replicate(),)),
+        ]
+        with counted_reductions() as reductions:
+            return global_sums(squares(tensors), tensors), reductions
+
+
+def test_layouts_may_be_mixed_and_share_reductions(gloo_pool):
+    a, b, *_, plain, _ = wholes()
+    for found, reductions in gloo_pool.run(mixed_sums):
+        torch.testing.assert_close(found, squares([a, plain, b, b, a.float(), a]), rtol=1e-6, atol=0)
+        assert reductions == [(2, 2), (2, 1), (2, 1)]
+
+
+def gradients():
+    """Gradient of a sum of squares through the local part, and whether the sums carry a graph."""
+    whole = torch.arange(3.0)
+    with cpu_mesh(2) as mesh:
+        parameter = nn.Parameter(lay_out(whole, mesh, (Shard(0),)))
+        local = [local_part(parameter).square().sum()]
+        sums = global_sums(local, [parameter])
+        local[0].backward()
+        return parameter.grad.full_tensor(), parameter.grad.placements, sums[0].requires_grad, float(sums[0])
+
+
+def test_the_local_part_is_differentiable_and_the_sums_have_no_graph(gloo_pool):
+    for gradient, placements, graph, total in gloo_pool.run(gradients):
+        assert torch.equal(gradient, 2 * torch.arange(3.0))
+        assert placements == (Shard(0),)
+        assert not graph
+        assert total == 5.0
+
+
+def cut(shape, placements, other):
+    """Every tensor brought to a layout, from the whole one and from a tensor of another layout."""
+    with cpu_mesh(*shape) as mesh:
+        agree = []
+        for one in wholes():
+            like = lay_out(one, mesh, placements)
+            mine = like.to_local()
+            agree.append(torch.equal(local_part_like(one, like), mine))
+            agree.append(torch.equal(local_part_like(like, like), mine))
+            agree.append(torch.equal(local_part_like(like, one), one))
+            agree.append(torch.equal(local_part_like(lay_out(one, mesh, other), like), mine))
+        return agree
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_is_brought_to_any_other(gloo_pool, layout):
+    shape, placements = LAYOUTS[layout]
+    for other in (placements, (Replicate(),) * len(shape), (*(Replicate() for _ in shape[1:]), Shard(0))):
+        assert all(all(agree) for agree in gloo_pool.run(cut, shape, placements, other))
+
+
+def pending():
+    with cpu_mesh(2) as mesh:
+        tensor = dist.tensor.DTensor.from_local(torch.ones(2), mesh, (Partial(),))
+        whole = torch.ones(2)
+        messages = []
+        for call in (
+            lambda: local_part(tensor),
+            lambda: global_sums([torch.ones(())], [tensor]),
+            lambda: local_part_like(tensor, whole),
+            lambda: local_part_like(whole, tensor),
+        ):
+            with pytest.raises(ValueError, match="replicated or sharded") as raised:
+                call()
+            messages.append(str(raised.value))
+        return messages
+
+
+def test_a_pending_sum_is_refused(gloo_pool):
+    for messages in gloo_pool.run(pending):
+        assert all("Partial" in message and "redistribute()" in message for message in messages)
+
+
+def test_plain_tensors_need_no_process_group():
+    values = [torch.tensor(2.0, requires_grad=True), torch.tensor(3.0)]
+    found = global_sums(values, [torch.ones(2), torch.ones(1)])
+    assert [float(one) for one in found] == [2.0, 3.0]
+    assert not any(one.requires_grad for one in found)
+    with pytest.raises(ValueError, match="argument 2"):
+        global_sums(values, [torch.ones(2)])
+
+
+def groups_left():
+    return len(dist.distributed_c10d._world.pg_map)
+
+
+def test_the_pool_has_its_one_group_afterwards(gloo_pool):
+    gloo_pool.run(mixed_sums)
+    assert gloo_pool.run(groups_left) == [1, 1]
