@@ -92,8 +92,7 @@ class Penalty(Callback):
         trainer, module = self._fit
         weight = self.current_weight(trainer)
         added = self.penalty(weight) if weight > 0 else None
-        # Only within a step: who looks at the loss at other times logs nothing.
-        if self.name is not None and getattr(module, "_current_fx_name", None) == "training_step":
+        if self.name is not None and _may_log(trainer, module):
             module.log(self.name, 0.0 if added is None else added.detach(), on_step=True, on_epoch=False)
             if self._schedule is not None:
                 module.log(f"{self.name}_weight", weight, on_step=True, on_epoch=False)
@@ -134,3 +133,8 @@ class Penalty(Callback):
         if self._remove is not None:
             self._remove()
         self._fit = self._remove = None
+
+
+def _may_log(trainer: Trainer, module: LightningModule) -> bool:
+    """Only within a step, since others look at the loss as well; and not where the Trainer warns of every log."""
+    return getattr(module, "_current_fx_name", None) == "training_step" and not trainer.barebones

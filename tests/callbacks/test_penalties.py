@@ -220,8 +220,10 @@ def test_validation_is_not_penalised_and_the_term_is_logged():
         assert loss == pytest.approx(logged["train_loss"] + added, rel=1e-5)
     weights = [logged["weight_change_penalty_weight"] for _, logged in values]
     assert weights == pytest.approx([STRENGTH] * 4 + [STRENGTH / 4] * 4)
-    validation = [module.validation_step(batch, 0).item() for batch in loader(IdDataset(16, seed=1), shuffle=False)]
-    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(sum(validation) / 2, rel=1e-3)
+    held_out = IdDataset(16, seed=1)
+    with torch.no_grad():
+        expected = functional.cross_entropy(module.eval()(held_out.x), held_out.y)
+    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_manual_optimization_is_refused_with_the_function_named():
@@ -244,13 +246,13 @@ class TwoViews(Plain):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            self.extra = torch.nn.Linear(6, 5)
+            self.second = torch.nn.Linear(6, 5)
 
     def training_step(self, batch, batch_idx):
         x, y = batch["x"], batch["y"]
         with torch.no_grad():
             functional.cross_entropy(self(x * 3), y)
-        one, two = self(x), self.extra(x[:3] + 0.1)
+        one, two = self(x), self.second(x[:3] + 0.1)
         loss = functional.cross_entropy(one, y) + torch.nn.NLLLoss()(two.log_softmax(1), y[:3])
         if self.calls == "mean":
             loss = loss + GAMMA * (deviation(one) * len(one) + deviation(two) * len(two)) / (len(one) + len(two))
@@ -286,7 +288,7 @@ def test_a_loss_written_by_hand_needs_a_name():
     assert largest_difference(fit(ByHand(), named), fit(expected)) < 1e-6
     with pytest.raises(MissingRequirementError, match=r"'net.tail'.*There are 'net'"):
         fit(ByHand(), StandardDeviationPenalty(GAMMA, logits="net.tail"))
-    with pytest.raises(MissingRequirementError, match="`net.norm`|what `net.frozen` gives"):
+    with pytest.raises(MissingRequirementError, match=r"what `net\.frozen` gives"):
         fit(ByHand(), StandardDeviationPenalty(GAMMA, logits="net.frozen", select=lambda answer: None))
 
 
