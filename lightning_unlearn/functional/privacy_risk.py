@@ -151,9 +151,9 @@ def privacy_risk_score(
 
     Both histograms of a class have the same bins, over the range of its shadow scores together. A value on an inner
     edge belongs to the bin above it. A sample outside the range gets the end bin, one in a bin without any shadow score
-    the nearest bin that has one, of two equally near the lower. These rules are the authors' code's as well. It does
-    not say what to do with a class that one shadow set lacks, with negative scores on logarithmic bins or with
-    infinite scores: here they are refused.
+    the nearest bin that has one, of two equally near the lower. These rules are the authors' code's as well. Refused
+    here and not there are a class that one shadow set lacks, negative scores on logarithmic bins, which would all be
+    raised to the floor, and scores that are not finite.
 
     0.5 means that the shadow model does not tell members from non-members there. For each class, the mean over the
     shadow members and the mean over the shadow non-members sum to 1, so the mean over samples that a model never saw is
