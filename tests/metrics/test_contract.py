@@ -11,6 +11,7 @@ from lightning_unlearn.metrics import (
     JSToReference,
     KLToReference,
     LossThresholdAttack,
+    PrivacyRiskScore,
     UnlearningMetrics,
     VerificationError,
 )
@@ -40,6 +41,12 @@ def attacks():
     return [*updates, ((random(4).exp(), mask), {})]
 
 
+def risks():
+    """One group a batch; each group in batches of uneven size, with every class in both shadow groups."""
+    sizes = {"shadow_member": (9, 6), "target": (4, 1), "shadow_nonmember": (3, 8)}
+    return [((random(size, 3) * 2, labels(size)), {"group": group}) for group, pair in sizes.items() for size in pair]
+
+
 def weights(seed):
     generator = torch.Generator().manual_seed(seed)
     return {"a.weight": torch.randn(3, 4, generator=generator), "a.bias": torch.randn(3, generator=generator)}
@@ -57,6 +64,7 @@ CASES = {
         VerificationError, [((weights(i), weights(i + 9)), {}) for i in range(4)], {"relative_to": weights(50)}
     ),
     "LossThresholdAttack": MetricCase(LossThresholdAttack, attacks(), {"min_samples": 2}),
+    "PrivacyRiskScore": MetricCase(PrivacyRiskScore, risks()),
     "UnlearningMetrics": MetricCase(
         UnlearningMetrics, routed(lambda size: random(size, 3), labels), {"num_classes": 3}
     ),
