@@ -95,17 +95,20 @@ class _SilentModule(LightningModule):
 
 
 @contextmanager
-def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[Callable[[Any, int], Any]]:
+def silent_step(
+    model: LightningModule, *, gradients: bool = False, transfer: bool = True
+) -> Iterator[Callable[[Any, int], Any]]:
     """Give a function that runs the user's `training_step` on a batch, without logging and optimizer steps.
 
     The step runs on a second object with a *copy* of the module's instance dict, so attributes, lists and dicts it
     fills are the copy's, and loggers write nothing; parameters, buffers and submodules are the module's own (restore
     buffers and modes around it, if they must not change). Metrics are swapped for empty copies, and where the module
-    has no Trainer an idle one answers for it. The batch goes through the module's transfer hooks.
+    has no Trainer an idle one answers for it.
 
     Args:
         model: The user's module, or an `UnlearningModule` around it.
         gradients: Whether what is returned can be differentiated.
+        transfer: Whether batches go through the module's transfer hooks first; not those that have been through.
 
     Yields:
         Function from a batch and its index to what `training_step` returns.
@@ -117,7 +120,8 @@ def silent_step(model: LightningModule, *, gradients: bool = False) -> Iterator[
     step = view.training_step
 
     def run(batch: Any, batch_idx: int) -> Any:
-        batch = transferred(view, batch)
+        if transfer:
+            batch = transferred(view, batch)
         with torch.set_grad_enabled(gradients):
             return run_step(step, batch, batch_idx)
 
@@ -159,7 +163,8 @@ def _view(model: LightningModule) -> Any:
     known: dict[int, Any] = {}
     state = {name: _copied(value, known) for name, value in model.__dict__.items()}
     for name, value in list(state.items()):
-        if getattr(value, "__self__", None) is model:  # a bound method on the instance would lead back to the module
+        # A bound method on the instance would lead back to the module, compiled or not.
+        if getattr(getattr(value, "_torchdynamo_orig_callable", value), "__self__", None) is model:
             del state[name]
     return on_same_state(facade_class(_SilentModule, type(model)), state)
 
