@@ -1,92 +1,103 @@
-"""Distance between the weights of an unlearned and of a retrained model."""
+"""Distance between the weights of two models, and the one between an unlearned and a retrained model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.functional.paired_weights import Buffers, Weights, named_weights, norm, squared_differences
+from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["Weights", "verification_error"]
-
-Weights: TypeAlias = nn.Module | Mapping[str, Tensor]
-"""A module, or its parameters by name."""
+__all__ = ["Weights", "verification_error", "weight_distance"]
 
 
-def _parameters(weights: Weights, counterpart: Weights, name: str) -> dict[str, Tensor]:
-    """Parameters by name; a state dict next to a module is cut down to what are parameters there."""
-    if isinstance(weights, nn.Module):
-        return {key: parameter.detach() for key, parameter in weights.named_parameters()}
-    tensors = {key: tensor.detach() for key, tensor in weights.items()}
-    if isinstance(counterpart, nn.Module):
-        buffers = {key for key, _ in counterpart.named_buffers()}
-        # A state dict names a tied parameter once per place; the module's own list names it once.
-        tied = {key for key, _ in counterpart.named_parameters(remove_duplicate=False)}
-        tied -= {key for key, _ in counterpart.named_parameters()}
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in buffers | tied}
-    whole = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
-    if whole:
-        raise ValueError(
-            expected(
-                name, "floating-point parameters by name", shorten(whole), "Leave buffers out: named_parameters()."
-            )
-        )
-    return tensors
+@overload
+def weight_distance(
+    left: Weights, right: Weights, *, buffers: Buffers = ..., per_layer: Literal[False] = ...
+) -> Tensor: ...
 
 
-def _check_pair(left: Mapping[str, Tensor], right: Mapping[str, Tensor], name: str) -> None:
-    if left.keys() != right.keys():
-        lacking, surplus = left.keys() - right.keys(), right.keys() - left.keys()
-        difference = f"without {shorten(sorted(lacking)) or 'none'}, and with {shorten(sorted(surplus)) or 'none'} more"
-        raise ValueError(
-            expected(name, "weights with the names of `unlearned`", difference, "Compare models of one architecture.")
-        )
-    shapes = [key for key in left if left[key].shape != right[key].shape]
-    if shapes:
-        key = shapes[0]
-        raise ValueError(
-            expected(
-                name,
-                f"weights with the shapes of `unlearned` ({key}: {tuple(left[key].shape)})",
-                tuple(right[key].shape),
-                "Compare models of one architecture.",
-            )
-        )
+@overload
+def weight_distance(
+    left: Weights, right: Weights, *, buffers: Buffers = ..., per_layer: Literal[True]
+) -> dict[str, Tensor]: ...
 
 
-def _squares(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: (left[key].double() - right[key].to(left[key].device).double()).square().sum() for key in left}
+@torch.no_grad()
+def weight_distance(
+    left: Weights, right: Weights, *, buffers: Buffers = "ignore", per_layer: bool = False
+) -> Tensor | dict[str, Tensor]:
+    """L2 distance over all weights of two models, paired by name and accumulated in float64.
 
+    Frozen parameters count as well: where both models share them they add nothing, and a model frozen for inference is
+    still measured. A tied parameter counts once.
 
-def _total(squares: Mapping[str, Tensor]) -> Tensor:
-    home = next(iter(squares.values())).device
-    return torch.stack([square.to(home) for square in squares.values()]).sum()
+    Sharded models (DTensor parameters) may stand on either side or on both; see
+    :func:`lightning_unlearn.functional.paired_weights.squared_differences`. Every process must call this then, and
+    each gets the number that one process would, up to the order of float64 sums.
+
+    Args:
+        left: Module, or its parameters by name.
+        right: Module, or its parameters by name. Where only one of the two is a module, the other may be its whole
+            `state_dict()`.
+        buffers: `"ignore"`, or `"include"` for the floating-point buffers of the state dict (running statistics, not
+            the count of batches) as well.
+        per_layer: Return the distance of every tensor, by name. Their root sum of squares is the total.
+
+    Returns:
+        A float64 scalar, or a dictionary of them.
+
+    Raises:
+        ValueError: names or shapes differ, a mapping holds integer tensors while buffers are ignored, or there is no
+            parameter at all.
+        UnsupportedStrategyError: a module is wrapped in FSDP1.
+
+    >>> start = torch.nn.BatchNorm1d(1)
+    >>> moved = {**start.state_dict(), "bias": torch.tensor([3.0]), "running_mean": torch.tensor([4.0])}
+    >>> weight_distance(start, moved), weight_distance(start, moved, buffers="include")
+    (tensor(3., dtype=torch.float64), tensor(5., dtype=torch.float64))
+    """
+    squares = squared_differences(*named_weights({"left": left, "right": right}, buffers))
+    return {key: square.sqrt() for key, square in squares.items()} if per_layer else norm(squares)
 
 
 @overload
 def verification_error(
-    unlearned: Weights, retrained: Weights, *, relative_to: Weights | None = ..., per_layer: Literal[False] = ...
+    unlearned: Weights,
+    retrained: Weights,
+    *,
+    relative_to: Weights | None = ...,
+    per_layer: Literal[False] = ...,
+    buffers: Buffers = ...,
 ) -> Tensor: ...
 
 
 @overload
 def verification_error(
-    unlearned: Weights, retrained: Weights, *, relative_to: Weights | None = ..., per_layer: Literal[True]
+    unlearned: Weights,
+    retrained: Weights,
+    *,
+    relative_to: Weights | None = ...,
+    per_layer: Literal[True],
+    buffers: Buffers = ...,
 ) -> dict[str, Tensor]: ...
 
 
 @torch.no_grad()
 def verification_error(
-    unlearned: Weights, retrained: Weights, *, relative_to: Weights | None = None, per_layer: bool = False
+    unlearned: Weights,
+    retrained: Weights,
+    *,
+    relative_to: Weights | None = None,
+    per_layer: bool = False,
+    buffers: Buffers = "ignore",
 ) -> Tensor | dict[str, Tensor]:
     r"""Verification error :math:`\lVert w_u - w_g \rVert_2` (Thudi et al. 2021, arXiv 2109.13398).
 
-    The L2 distance over all parameters: BatchNorm's scale and shift belong to it, its running statistics do not.
-    Parameters are paired by name and the sum is accumulated in float64. Frozen parameters count as well: where both
-    models share them they add nothing, and a model frozen for inference is still measured.
+    The L2 distance over all parameters: BatchNorm's scale and shift belong to it, its running statistics do not, unless
+    asked for. Pairing, precision and sharded models are as in :func:`weight_distance`.
 
     The number means what the paper means only for a *pair*: a retrained model with the same initial weights and the
     same order of data, the forgotten samples left out. Between unrelated training runs it shows the noise of training.
@@ -95,18 +106,21 @@ def verification_error(
     Args:
         unlearned: Module, or its parameters by name.
         retrained: Module, or its parameters by name. Where only one of the two is a module, the other may be its
-            whole `state_dict()`; buffers in it are ignored.
+            whole `state_dict()`.
         relative_to: The weights that training started from. The result is then divided by the distance the retrained
             model travelled from them, so 1 means "as far from the retrained model as the initial weights are".
         per_layer: Return the distance of every parameter, by name. Their root sum of squares is the total, with
             `relative_to` as well.
+        buffers: `"ignore"` as in the paper, or `"include"` to count floating-point buffers too, here and in the
+            distance travelled.
 
     Returns:
         A float64 scalar, or a dictionary of them.
 
     Raises:
-        ValueError: names or shapes differ, a mapping holds integer tensors, there is no parameter at all, or the
-            retrained model has not moved from `relative_to`.
+        ValueError: names or shapes differ, a mapping holds integer tensors while buffers are ignored, there is no
+            parameter at all, or the retrained model has not moved from `relative_to`.
+        UnsupportedStrategyError: a module is wrapped in FSDP1.
 
     >>> a = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.0])}
     >>> b = {"w": torch.tensor([1.0, -1.0]), "b": torch.tensor([4.0])}
@@ -115,22 +129,15 @@ def verification_error(
     >>> verification_error(a, b, per_layer=True)["w"]
     tensor(3., dtype=torch.float64)
     """
-    left = _parameters(unlearned, retrained, "unlearned")
-    right = _parameters(retrained, unlearned, "retrained")
-    if not left:
-        raise ValueError(expected("unlearned", "weights with at least one parameter", "none"))
-    _check_pair(left, right, "retrained")
-    scale = 1.0
+    sides = {"unlearned": unlearned, "retrained": retrained}
     if relative_to is not None:
-        counterpart = retrained if isinstance(retrained, nn.Module) else unlearned
-        start = _parameters(relative_to, counterpart, "relative_to")
-        _check_pair(left, start, "relative_to")
-        scale = float(_total(_squares(right, start)).sqrt())
-        if scale == 0:
-            raise ValueError(
-                expected("relative_to", "weights other than the retrained model's", "equal weights", "Pass w_0.")
-            )
-    squares = _squares(left, right)
+        sides["relative_to"] = relative_to
+    left, right, *start = named_weights(sides, buffers)
+    scale = float(norm(squared_differences(right, start[0]))) if start else 1.0
+    if scale == 0:
+        rule = "weights other than the retrained model's"
+        raise ValueError(expected("relative_to", rule, "equal weights", "Pass w_0."))
+    squares = squared_differences(left, right)
     if per_layer:
         return {key: square.sqrt() / scale for key, square in squares.items()}
-    return _total(squares).sqrt() / scale
+    return norm(squares) / scale
