@@ -15,7 +15,11 @@ from lightning_unlearn.__about__ import __version__
 if TYPE_CHECKING:
     from lightning_unlearn.api import evaluate, unlearn
     from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+    from lightning_unlearn.callbacks.penalty import divided_every
+    from lightning_unlearn.callbacks.standard_deviation_penalty import StandardDeviationPenalty
     from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
+    from lightning_unlearn.callbacks.unlearning_error_monitor import UnlearningErrorMonitor
+    from lightning_unlearn.callbacks.weight_change_penalty import WeightChangePenalty
     from lightning_unlearn.data.datamodule import UnlearningDataModule
     from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
     from lightning_unlearn.deltas.judgement import PlanThresholds
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
         JSToReference,
         KLToReference,
         LossThresholdAttack,
+        PrivacyRiskScore,
         UnlearningMetrics,
         VerificationError,
     )
@@ -111,6 +116,7 @@ _HOMES = {
     "PartialLabelFlipping": "methods",
     "PartialUpdates": "methods",
     "PlanThresholds": "deltas.judgement",
+    "PrivacyRiskScore": "metrics",
     "ProbeThresholds": "procedures.guards",
     "Pruning": "functional.pruning",
     "RetentionMasking": "methods",
@@ -125,9 +131,11 @@ _HOMES = {
     "SisaEnsemble": "methods",
     "SisaPlan": "shards.manifest",
     "SisaTraining": "procedures.sisa",
+    "StandardDeviationPenalty": "callbacks.standard_deviation_penalty",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
     "UnlearningDataModule": "data.datamodule",
+    "UnlearningErrorMonitor": "callbacks.unlearning_error_monitor",
     "UnlearningMetrics": "metrics",
     "UnlearningModule": "modules.unlearning_module",
     "UnlearningReport": "report",
@@ -135,8 +143,10 @@ _HOMES = {
     "UnrolledInfluence": "methods",
     "Unsir": "methods",
     "VerificationError": "metrics",
+    "WeightChangePenalty": "callbacks.weight_change_penalty",
     "as_batch_adapter": "utilities.batch_adapter",
     "compare_models": "procedures.compare",
+    "divided_every": "callbacks.penalty",
     "evaluate": "api",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
@@ -176,6 +186,7 @@ __all__ = [
     "PartialLabelFlipping",
     "PartialUpdates",
     "PlanThresholds",
+    "PrivacyRiskScore",
     "ProbeThresholds",
     "Pruning",
     "RetentionMasking",
@@ -190,9 +201,11 @@ __all__ = [
     "SisaEnsemble",
     "SisaPlan",
     "SisaTraining",
+    "StandardDeviationPenalty",
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
     "UnlearningDataModule",
+    "UnlearningErrorMonitor",
     "UnlearningMetrics",
     "UnlearningModule",
     "UnlearningReport",
@@ -200,9 +213,11 @@ __all__ = [
     "UnrolledInfluence",
     "Unsir",
     "VerificationError",
+    "WeightChangePenalty",
     "__version__",
     "as_batch_adapter",
     "compare_models",
+    "divided_every",
     "evaluate",
     "placebo_request",
     "plan_rewind",

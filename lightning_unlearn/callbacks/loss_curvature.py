@@ -94,7 +94,7 @@ class LossCurvature:
         """Random at first; later what was found, with some noise, for another direction may have grown meanwhile."""
         length = sum(one.numel() for one in parameters)
         noise = torch.randn(length, generator=torch.Generator().manual_seed(self._seed))
-        start = (noise / torch.linalg.vector_norm(noise)).to(parameters[0].device, parameters[0].dtype)
+        start: Tensor = (noise / torch.linalg.vector_norm(noise)).to(parameters[0].device, parameters[0].dtype)
         if self._vector is not None and self._vector.shape == start.shape:
             start = self._vector + 0.1 * start
         return start
