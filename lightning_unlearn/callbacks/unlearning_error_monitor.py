@@ -37,7 +37,8 @@ class UnlearningErrorRecord:
         eigenvalue: The eigenvalue it belongs to, negative where the loss is most curved downwards.
         mean_singular_value: Mean of `singular_value` over all measurements so far.
         unlearning_error: Of the steps so far, with the mean; 0 after one step.
-        converged: Whether the power iteration did.
+        iterations: Of the power iteration: products with the Hessian, two backward passes each.
+        converged: Whether it did.
         seconds: What this measurement cost.
     """
 
@@ -47,6 +48,7 @@ class UnlearningErrorRecord:
     eigenvalue: float
     mean_singular_value: float
     unlearning_error: float
+    iterations: int
     converged: bool
     seconds: float
 
@@ -238,7 +240,15 @@ class UnlearningErrorMonitor(Callback):
         seconds = time.perf_counter() - started
         self._spent += seconds
         record = UnlearningErrorRecord(
-            self._steps, distance, value, top.eigenvalue, mean, error, top.converged, seconds
+            step=self._steps,
+            distance=distance,
+            singular_value=value,
+            eigenvalue=top.eigenvalue,
+            mean_singular_value=mean,
+            unlearning_error=error,
+            iterations=top.iterations,
+            converged=top.converged,
+            seconds=seconds,
         )
         self.history.append(record)
         return record
