@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.callbacks.loss_terms import with_loss_terms
@@ -61,7 +61,7 @@ class LossCurvature:
         with ExitStack() as stack:
             for context in (isolated_rng(self._seed), evaluating(module), preserved_buffers(module)):
                 stack.enter_context(context)
-            stack.enter_context(_differentiable_twice(trainer))
+            stack.enter_context(_differentiable_twice(trainer, module))
             step = stack.enter_context(silent_step(module, gradients=True, transfer=False))
             loss = as_loss(with_loss_terms(module, step)(batch, 0))
             if loss is None or not loss.requires_grad:
@@ -90,7 +90,7 @@ class LossCurvature:
         self._vector = found.vector.detach()
         return found
 
-    def _start(self, parameters: list[torch.nn.Parameter]) -> Tensor:
+    def _start(self, parameters: list[nn.Parameter]) -> Tensor:
         """Random at first; later what was found, with some noise, for another direction may have grown meanwhile."""
         length = sum(one.numel() for one in parameters)
         noise = torch.randn(length, generator=torch.Generator().manual_seed(self._seed))
@@ -123,13 +123,14 @@ def _check_whole(slopes: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _differentiable_twice(trainer: Trainer) -> Iterator[None]:
+def _differentiable_twice(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Without what has a first derivative only: compiled code, fused attention, recurrent layers of cuDNN."""
     plugin = trainer.precision_plugin
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if any(isinstance(part, nn.RNNBase) for part in module.modules()):  # convolutions are far slower without it
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if isinstance(plugin, HalfPrecision | DoublePrecision):  # whose constants have the weights' precision
             stack.enter_context(plugin.forward_context())
         yield

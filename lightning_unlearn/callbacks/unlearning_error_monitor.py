@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.anchor_sources import WeightSource
 from lightning_unlearn.callbacks.loss_curvature import LossCurvature
-from lightning_unlearn.callbacks.weight_anchor import WeightAnchor
+from lightning_unlearn.callbacks.weight_anchor import Anchored, WeightAnchor
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.power_iteration import CurvatureEstimator, curvature_estimate
 from lightning_unlearn.functional.unlearning_error import unlearning_error_from_distance
@@ -53,7 +53,7 @@ class UnlearningErrorRecord:
     seconds: float
 
 
-class UnlearningErrorMonitor(Callback):
+class UnlearningErrorMonitor(Anchored):
     r"""Logs the running unlearning error :math:`\eta^2 \lVert w_t - w_0 \rVert \bar\sigma (t - 1) / 2` of a training.
 
     It is a proxy of how far single-gradient unlearning would miss the retrained weights: it orders trainings, and does
@@ -121,7 +121,7 @@ class UnlearningErrorMonitor(Callback):
             "estimator", estimator, ("singular_value", "sqrt_eigenvalue")
         )
         self._lr = None if lr is None else check_positive("lr", lr)
-        self._anchor = WeightAnchor(None if isinstance(anchor, str) and anchor == "initial" else anchor)
+        self.weight_anchor = WeightAnchor(None if isinstance(anchor, str) and anchor == "initial" else anchor)
         self._curvature = LossCurvature(
             max_iterations=check_positive_int("max_iterations", max_iterations),
             tolerance=check_positive("tolerance", tolerance),
@@ -159,11 +159,6 @@ class UnlearningErrorMonitor(Callback):
                 expected("model", rule, "manual optimization", "Train without `UnlearningErrorMonitor`.")
             )
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notice a checkpoint that was written without this callback."""
-        if not checkpoint.get("callbacks", {}).get(self.state_key):
-            self._anchor.resume_foreign()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint was written."""
         self._resumed = True
@@ -171,18 +166,14 @@ class UnlearningErrorMonitor(Callback):
         self._steps, self._rates = state_dict["steps"], state_dict["squared_rates"]
         self.history = [UnlearningErrorRecord(**record) for record in state_dict["history"]]
         if "anchor" in state_dict:
-            self._anchor.resume(state_dict["anchor"])
+            self.weight_anchor.resume(state_dict["anchor"])
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, history, and the anchor where nothing else holds it."""
-        anchor = self._anchor.state()
+        anchor = self.weight_anchor.state()
         history = [asdict(record) for record in self.history]
         state = {"steps": self._steps, "squared_rates": self._rates, "history": history}
         return {**state, **({"anchor": anchor} if anchor else {})}
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the parameters."""
-        self._anchor.bind(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -195,7 +186,7 @@ class UnlearningErrorMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before the first step, keep the anchor and the batch."""
-        self._anchor.settle(trainer)
+        self.weight_anchor.settle(trainer)
         if self._held is None and self._source == "first":
             self._held = apply_to_collection(batch, Tensor, Tensor.clone)
 
@@ -232,7 +223,7 @@ class UnlearningErrorMonitor(Callback):
         top = self._curvature.measure(trainer, module, self._held)
         value = float(curvature_estimate(top, self._estimator))
         mean = math.fsum([*(record.singular_value for record in self.history), value]) / (len(self.history) + 1)
-        parameters, anchors = self._anchor.current()
+        parameters, anchors = self.weight_anchor.current()
         numbered = [{str(place): one for place, one in enumerate(side)} for side in (parameters, anchors)]
         distance = float(verification_error(*numbered))
         rate = math.sqrt(self._rates / self._steps)

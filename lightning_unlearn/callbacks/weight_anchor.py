@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -18,7 +18,7 @@ from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.sharded import local_part, local_part_like
 
-__all__ = ["WeightAnchor"]
+__all__ = ["Anchored", "WeightAnchor"]
 
 
 class WeightAnchor:
@@ -46,6 +46,7 @@ class WeightAnchor:
         self._values: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self._store: DeltaStore | None = None
+        self._alike: list[WeightAnchor] = []
         self._resumed: Mapping[str, Any] | None = None
         self._foreign = self._settled = False
 
@@ -65,7 +66,7 @@ class WeightAnchor:
             for name, parameter in names.items()
             if self._patterns is None or any(fnmatchcase(name, pattern) for pattern in self._patterns)
         }
-        self._values, self._settled, self._store = {}, False, None
+        self._values, self._settled, self._store, self._alike = {}, False, None, []
 
     def settle(self, trainer: Trainer) -> None:
         """Decide where values come from; before the first step, with recorders already at work.
@@ -93,8 +94,14 @@ class WeightAnchor:
         elif not self._moving:
             self._store = self._recorded(trainer)
             self._known = {} if self._store is None else self._store.initial_weights()
+            self._alike = [one for one in _anchors(trainer) if one is not self and one.is_start]
         self._check(complete=self._source is not None)
         self.current()
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the values are those that the training under way started from, and nothing else."""
+        return self._settled and self._source is None and not self._moving
 
     def current(self) -> tuple[list[nn.Parameter], list[Tensor]]:
         """The parameters that need a gradient now, and this process's part of their values."""
@@ -165,12 +172,35 @@ class WeightAnchor:
                 raise ValueError(expected("anchor", f"of shape {tuple(shape)} for {name}", tuple(got_shape)))
 
     def _value(self, name: str, parameter: nn.Parameter) -> Tensor:
+        for anchor in self._alike:  # who has them already, for another callback
+            if anchor._parameters.get(name) is parameter and name in anchor._values:
+                return anchor._values[name]
         if name not in self._known:
             return local_part(parameter).detach().clone()
         part = local_part_like(self._known[name], parameter)
         mine = local_part(parameter)
         value = part.detach().to(mine.device, mine.dtype)
         return value.clone() if self._moving and value.data_ptr() == part.data_ptr() else value
+
+
+class Anchored(Callback):
+    """A callback with an anchor, which is bound and resumed here; `weight_anchor` is set by the subclass."""
+
+    weight_anchor: WeightAnchor
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the parameters, as they are set up and before anything has run through the module."""
+        self.weight_anchor.bind(pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notice a checkpoint that was written without this callback."""
+        if not checkpoint.get("callbacks", {}).get(self.state_key):
+            self.weight_anchor.resume_foreign()
+
+
+def _anchors(trainer: Trainer) -> list[WeightAnchor]:
+    callbacks: list[Any] = vars(trainer)["callbacks"]
+    return [one.weight_anchor for one in callbacks if isinstance(one, Anchored)]
 
 
 def _recording_stores(trainer: Trainer) -> list[DeltaStore]:

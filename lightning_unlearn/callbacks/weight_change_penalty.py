@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.anchor_sources import WeightSource
 from lightning_unlearn.callbacks.penalty import Penalty, PenaltySchedule
-from lightning_unlearn.callbacks.weight_anchor import WeightAnchor
+from lightning_unlearn.callbacks.weight_anchor import Anchored, WeightAnchor
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.weight_change_penalty import weight_change_penalty
 from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
@@ -20,7 +20,7 @@ from lightning_unlearn.utilities.checks import check_fraction, check_positive, e
 __all__ = ["WeightChangePenalty"]
 
 
-class WeightChangePenalty(Penalty):
+class WeightChangePenalty(Anchored, Penalty):
     r"""Adds :math:`\lambda \lVert w - w_0 \rVert_2^2` to the loss of every training step: weights stay near an anchor.
 
     The unlearning error of Thudi et al. grows with the distance that a training has travelled, so a training that stays
@@ -76,7 +76,7 @@ class WeightChangePenalty(Penalty):
         self._moving = isinstance(anchor, str) and anchor == "moving"
         named = isinstance(anchor, str) and anchor in ("initial", "moving")
         self._layers = None if layers is None else list(layers)
-        self._anchor = WeightAnchor(None if named else anchor, self._layers, moving=self._moving)
+        self.weight_anchor = WeightAnchor(None if named else anchor, self._layers, moving=self._moving)
         self._steps = 0
 
     @property
@@ -92,10 +92,6 @@ class WeightChangePenalty(Penalty):
             remedy = "Train with DDP or `ModelParallelStrategy` (FSDP2), or use `StandardDeviationPenalty`."
             raise UnsupportedStrategyError(expected("strategy", rule, type(trainer.strategy).__name__, remedy))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the parameters, as they are set up and before anything has run through the module."""
-        self._anchor.bind(pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the term into the step."""
         super().on_train_start(trainer, pl_module)
@@ -104,26 +100,21 @@ class WeightChangePenalty(Penalty):
     def watching(self) -> AbstractContextManager[Any]:
         """Around the user's step: before the first one, the anchor is there, whatever the schedule begins with."""
         if self._fit is not None and self._weight > 0:
-            self._anchor.settle(self._fit[0])
+            self.weight_anchor.settle(self._fit[0])
         return super().watching()
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notice a checkpoint that was written without this callback."""
-        if not checkpoint.get("callbacks", {}).get(self.state_key):
-            self._anchor.resume_foreign()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the anchor that the checkpoint holds, or names."""
-        self._anchor.resume(state_dict["anchor"])
+        self.weight_anchor.resume(state_dict["anchor"])
 
     def state_dict(self) -> dict[str, Any]:
         """The anchor, where nothing else holds it."""
-        state = self._anchor.state()
+        state = self.weight_anchor.state()
         return {"anchor": state} if state else {}
 
     def penalty(self, weight: float) -> Tensor:
         """The penalty at the weights of the step."""
-        parameters, anchors = self._anchor.current()
+        parameters, anchors = self.weight_anchor.current()
         return weight_change_penalty(parameters, anchors, weight)
 
     def on_train_batch_end(
@@ -131,5 +122,5 @@ class WeightChangePenalty(Penalty):
     ) -> None:
         """Let a moving anchor follow."""
         if self._moving and trainer.global_step != self._steps and self._weight > 0:
-            self._anchor.follow(self._decay)
+            self.weight_anchor.follow(self._decay)
         self._steps = trainer.global_step

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from lightning_unlearn.callbacks.anchor_sources import read_weights
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.callbacks.unlearning_error_monitor import UnlearningErrorMonitor
 from lightning_unlearn.callbacks.weight_change_penalty import WeightChangePenalty
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -180,6 +181,19 @@ def test_the_anchor_is_the_start_whatever_the_schedule_begins_with():
 
     late = WeightChangePenalty(STRENGTH, schedule=lambda trainer: min(trainer.current_epoch, 1))
     assert largest_difference(fit(Plain(), late, max_epochs=3), fit(Late(), max_epochs=3)) < 1e-6
+
+
+def test_one_copy_serves_several_callbacks():
+    penalties = [WeightChangePenalty(STRENGTH), WeightChangePenalty(1.0, layers=["net.mix.*"])]
+    callbacks = [penalties[0], UnlearningErrorMonitor(3), penalties[1]]
+    module = fit(Plain(), *callbacks)
+    values = [callback.state_dict()["anchor"]["values"] for callback in callbacks]
+    assert len({one["net.mix.weight"].data_ptr() for one in values}) == 1
+    assert largest_difference(module, fit(Plain(), *penalties)) == 0.0
+    moving = WeightChangePenalty(STRENGTH, anchor="moving", decay=0.5, name=None)
+    fit(Plain(), moving, UnlearningErrorMonitor(3))
+    start = dict(Plain().named_parameters())
+    assert not torch.equal(moving.state_dict()["anchor"]["values"]["net.mix.weight"], start["net.mix.weight"])
 
 
 class Unfreezing(BaseFinetuning):
