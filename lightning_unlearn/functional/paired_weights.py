@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ Weights: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 Buffers: TypeAlias = Literal["ignore", "include"]
 """Whether buffers of floating point that a checkpoint holds (BatchNorm's running statistics) count as weights."""
-
-BUFFERS: tuple[Buffers, ...] = ("ignore", "include")
 
 
 def _of_module(module: nn.Module, name: str, buffers: Buffers) -> dict[str, Tensor]:
@@ -95,7 +93,7 @@ def named_weights(sides: Mapping[str, Weights], buffers: Buffers = "ignore") -> 
     >>> [list(side) for side in named_weights({"a": linear, "b": linear.state_dict()})]
     [['weight', 'bias'], ['weight', 'bias']]
     """
-    check_choice("buffers", buffers, BUFFERS)
+    check_choice("buffers", buffers, get_args(Buffers))
     module = next((one for one in sides.values() if isinstance(one, nn.Module)), None)
     named = {
         name: _of_module(one, name, buffers) if isinstance(one, nn.Module) else _of_mapping(one, module, name, buffers)

@@ -6,7 +6,15 @@ that of a retrained model and not an extreme.
 
 from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
 from lightning_unlearn.metrics.membership import LossThresholdAttack
+from lightning_unlearn.metrics.unlearning_error import UnlearningError
 from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
 from lightning_unlearn.metrics.verification_error import VerificationError
 
-__all__ = ["JSToReference", "KLToReference", "LossThresholdAttack", "UnlearningMetrics", "VerificationError"]
+__all__ = [
+    "JSToReference",
+    "KLToReference",
+    "LossThresholdAttack",
+    "UnlearningError",
+    "UnlearningMetrics",
+    "VerificationError",
+]
