@@ -36,7 +36,7 @@ def _of_module(module: nn.Module, name: str, buffers: Buffers) -> dict[str, Tens
             for buffer in part._non_persistent_buffers_set  # not in a state dict, so a state dict is no counterpart
         }
         found = {key: buffer.detach() for key, buffer in module.named_buffers() if key not in skipped}
-        tensors |= {key: buffer for key, buffer in found.items() if not _is_whole(buffer)}
+        tensors |= {key: buffer for key, buffer in found.items() if not _is_integer(buffer)}
     return tensors
 
 
@@ -50,14 +50,14 @@ def _of_mapping(
         known |= {key for key, _ in counterpart.named_buffers(remove_duplicate=False)}
         surplus = known - _of_module(counterpart, name, buffers).keys()
         tensors = {key: tensor for key, tensor in tensors.items() if key not in surplus}
-    whole = [key for key, tensor in tensors.items() if _is_whole(tensor)]
-    if whole and buffers == "ignore":
+    integers = [key for key, tensor in tensors.items() if _is_integer(tensor)]
+    if integers and buffers == "ignore":
         remedy = "Leave buffers out: named_parameters()."
-        raise ValueError(expected(name, "floating-point parameters by name", shorten(whole), remedy))
-    return {key: tensor for key, tensor in tensors.items() if key not in whole}
+        raise ValueError(expected(name, "floating-point parameters by name", shorten(integers), remedy))
+    return {key: tensor for key, tensor in tensors.items() if key not in integers}
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
