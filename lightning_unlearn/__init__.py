@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         KLToReference,
         LossThresholdAttack,
         PrivacyRiskScore,
+        UnlearningError,
         UnlearningMetrics,
         VerificationError,
     )
@@ -134,6 +135,7 @@ _HOMES = {
     "StandardDeviationPenalty": "callbacks.standard_deviation_penalty",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
+    "UnlearningError": "metrics",
     "UnlearningDataModule": "data.datamodule",
     "UnlearningErrorMonitor": "callbacks.unlearning_error_monitor",
     "UnlearningMetrics": "metrics",
@@ -205,6 +207,7 @@ __all__ = [
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
     "UnlearningDataModule",
+    "UnlearningError",
     "UnlearningErrorMonitor",
     "UnlearningMetrics",
     "UnlearningModule",

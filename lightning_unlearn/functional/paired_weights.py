@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ Weights: TypeAlias = nn.Module | Mapping[str, Tensor]
 Buffers: TypeAlias = Literal["ignore", "include"]
 """Whether buffers of floating point that a checkpoint holds (BatchNorm's running statistics) count as weights."""
 
-BUFFERS: tuple[Buffers, ...] = ("ignore", "include")
-
 
 def _of_module(module: nn.Module, name: str, buffers: Buffers) -> dict[str, Tensor]:
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
@@ -38,7 +36,7 @@ def _of_module(module: nn.Module, name: str, buffers: Buffers) -> dict[str, Tens
             for buffer in part._non_persistent_buffers_set  # not in a state dict, so a state dict is no counterpart
         }
         found = {key: buffer.detach() for key, buffer in module.named_buffers() if key not in skipped}
-        tensors |= {key: buffer for key, buffer in found.items() if not _is_whole(buffer)}
+        tensors |= {key: buffer for key, buffer in found.items() if not _is_integer(buffer)}
     return tensors
 
 
@@ -52,14 +50,14 @@ def _of_mapping(
         known |= {key for key, _ in counterpart.named_buffers(remove_duplicate=False)}
         surplus = known - _of_module(counterpart, name, buffers).keys()
         tensors = {key: tensor for key, tensor in tensors.items() if key not in surplus}
-    whole = [key for key, tensor in tensors.items() if _is_whole(tensor)]
-    if whole and buffers == "ignore":
+    integers = [key for key, tensor in tensors.items() if _is_integer(tensor)]
+    if integers and buffers == "ignore":
         remedy = "Leave buffers out: named_parameters()."
-        raise ValueError(expected(name, "floating-point parameters by name", shorten(whole), remedy))
-    return {key: tensor for key, tensor in tensors.items() if key not in whole}
+        raise ValueError(expected(name, "floating-point parameters by name", shorten(integers), remedy))
+    return {key: tensor for key, tensor in tensors.items() if key not in integers}
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
@@ -95,7 +93,7 @@ def named_weights(sides: Mapping[str, Weights], buffers: Buffers = "ignore") -> 
     >>> [list(side) for side in named_weights({"a": linear, "b": linear.state_dict()})]
     [['weight', 'bias'], ['weight', 'bias']]
     """
-    check_choice("buffers", buffers, BUFFERS)
+    check_choice("buffers", buffers, get_args(Buffers))
     module = next((one for one in sides.values() if isinstance(one, nn.Module)), None)
     named = {
         name: _of_module(one, name, buffers) if isinstance(one, nn.Module) else _of_mapping(one, module, name, buffers)

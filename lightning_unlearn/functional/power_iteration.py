@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ __all__ = ["CurvatureEstimator", "TopCurvature", "curvature_estimate", "top_curv
 CurvatureEstimator: TypeAlias = Literal["singular_value", "sqrt_eigenvalue"]
 """Which number stands for the curvature in an unlearning error."""
 
-ESTIMATORS: tuple[CurvatureEstimator, ...] = ("singular_value", "sqrt_eigenvalue")
-
 
 @dataclass(frozen=True, slots=True)
 class TopCurvature:
@@ -27,9 +25,9 @@ class TopCurvature:
     Attributes:
         singular_value: :math:`\lVert H v \rVert`, never above the largest :math:`|\lambda|`; NaN where a product was
             not finite.
-        eigenvalue: Rayleigh quotient :math:`v^T H v`, negative where negative curvature dominates. Clearly smaller in
-            size than the singular value, it says that both signs are about equally large, or that the iteration was
-            ended early.
+        eigenvalue: Rayleigh quotient :math:`v^T H v`, negative where negative curvature dominates. Where both signs are
+            equally large it lies anywhere between them: clearly smaller in size than the singular value, it says so,
+            or that the iteration was ended early.
         iterations: Products that were taken.
         converged: Whether the singular value changed by no more than the tolerance in the last one.
         vector: The unit vector `v` that both numbers are of.
@@ -75,10 +73,11 @@ def top_curvature(
     """
     check_positive_int("max_iterations", max_iterations)
     check_positive("tolerance", tolerance, zero=True)
+    start = start.detach()
     length = float(torch.linalg.vector_norm(start))
     if not (math.isfinite(length) and length > 0):
         raise ValueError(expected("start", "a vector of positive and finite length", length, "Draw it at random."))
-    following, sigma, done, converged = start.detach() / length, math.nan, 0, False
+    following, sigma, done, converged = start / length, math.nan, 0, False
     while done < max_iterations and not converged:
         vector, image, previous = following, product(following).detach(), sigma
         sigma, eigenvalue = float(torch.linalg.vector_norm(image)), float(vector @ image)
@@ -107,5 +106,5 @@ def curvature_estimate(top: TopCurvature, estimator: CurvatureEstimator = "singu
     >>> curvature_estimate(top), curvature_estimate(top, "sqrt_eigenvalue")
     (4.0, 2.0)
     """
-    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("estimator", estimator, get_args(CurvatureEstimator))
     return top.singular_value if estimator == "singular_value" else math.sqrt(abs(top.eigenvalue))

@@ -25,6 +25,12 @@ def weight_distance(
 ) -> dict[str, Tensor]: ...
 
 
+@overload
+def weight_distance(
+    left: Weights, right: Weights, *, buffers: Buffers = ..., per_layer: bool
+) -> Tensor | dict[str, Tensor]: ...
+
+
 @torch.no_grad()
 def weight_distance(
     left: Weights, right: Weights, *, buffers: Buffers = "ignore", per_layer: bool = False
@@ -83,6 +89,17 @@ def verification_error(
     per_layer: Literal[True],
     buffers: Buffers = ...,
 ) -> dict[str, Tensor]: ...
+
+
+@overload
+def verification_error(
+    unlearned: Weights,
+    retrained: Weights,
+    *,
+    relative_to: Weights | None = ...,
+    per_layer: bool,
+    buffers: Buffers = ...,
+) -> Tensor | dict[str, Tensor]: ...
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ that of a retrained model and not an extreme.
 from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
 from lightning_unlearn.metrics.membership import LossThresholdAttack
 from lightning_unlearn.metrics.privacy_risk_score import PrivacyRiskScore
+from lightning_unlearn.metrics.unlearning_error import UnlearningError
 from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
 from lightning_unlearn.metrics.verification_error import VerificationError
 
@@ -15,6 +16,7 @@ __all__ = [
     "KLToReference",
     "LossThresholdAttack",
     "PrivacyRiskScore",
+    "UnlearningError",
     "UnlearningMetrics",
     "VerificationError",
 ]

@@ -12,6 +12,7 @@ from lightning_unlearn.metrics import (
     KLToReference,
     LossThresholdAttack,
     PrivacyRiskScore,
+    UnlearningError,
     UnlearningMetrics,
     VerificationError,
 )
@@ -52,6 +53,16 @@ def weights(seed):
     return {"a.weight": torch.randn(3, 4, generator=generator), "a.bias": torch.randn(3, generator=generator)}
 
 
+def pairs():
+    return [((weights(number), weights(number + 9)), {}) for number in range(4)]
+
+
+def runs():
+    """Trainings of different length and learning rate."""
+    settings = [{"lr": 0.1 * (number + 1), "steps": number + 2, "singular_value": 3.0} for number in range(4)]
+    return [(sides, setting) for (sides, _), setting in zip(pairs(), settings, strict=True)]
+
+
 def labels(size):
     return torch.arange(size) % 3
 
@@ -59,10 +70,14 @@ def labels(size):
 CASES = {
     "KLToReference": MetricCase(KLToReference, logit_pairs()),
     "JSToReference": MetricCase(JSToReference, logit_pairs()),
-    "VerificationError": MetricCase(VerificationError, [((weights(i), weights(i + 9)), {}) for i in range(4)]),
-    "VerificationError-relative": MetricCase(
-        VerificationError, [((weights(i), weights(i + 9)), {}) for i in range(4)], {"relative_to": weights(50)}
+    "VerificationError": MetricCase(VerificationError, pairs()),
+    "VerificationError-relative": MetricCase(VerificationError, pairs(), {"relative_to": weights(50)}),
+    "VerificationError-layers": MetricCase(
+        VerificationError, pairs(), {"relative_to": weights(50), "layers": ["a.bias", "a.weight"]}
     ),
+    "UnlearningError": MetricCase(UnlearningError, runs()),
+    "UnlearningError-relative": MetricCase(UnlearningError, runs(), {"relative": True, "buffers": "include"}),
+    "UnlearningError-layers": MetricCase(UnlearningError, runs(), {"layers": ["a.weight"]}),
     "LossThresholdAttack": MetricCase(LossThresholdAttack, attacks(), {"min_samples": 2}),
     "PrivacyRiskScore": MetricCase(PrivacyRiskScore, risks()),
     "UnlearningMetrics": MetricCase(
