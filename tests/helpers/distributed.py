@@ -21,7 +21,7 @@ class ChildError(AssertionError):
     """What was raised on one or several ranks, with their tracebacks."""
 
 
-def _serve(rank, rendezvous, connection):
+def _serve(rank, world_size, rendezvous, connection):
     # Lightning then takes the processes as given by an outer launcher, so a real Trainer runs inside the pool.
     os.environ.update({"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,7 +35,7 @@ def _serve(rank, rendezvous, connection):
         "gloo",
         init_method=Path(rendezvous).as_uri(),
         rank=rank,
-        world_size=WORLD_SIZE,
+        world_size=world_size,
         timeout=timedelta(seconds=TIMEOUT / 2),
     )
     connection.send(("ready", None))
@@ -53,17 +53,16 @@ def _serve(rank, rendezvous, connection):
 
 
 class GlooPool:
-    """Two processes in one gloo group; `run` calls a function on both."""
+    """Two processes in one gloo group, or as many as are asked for; `run` calls a function on all of them."""
 
-    world_size = WORLD_SIZE
-
-    def __init__(self):
+    def __init__(self, world_size=WORLD_SIZE):
+        self.world_size = world_size
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
         self._processes, self._connections = [], []
-        for rank in range(WORLD_SIZE):
+        for rank in range(world_size):
             here, there = context.Pipe()
-            arguments = (rank, os.path.join(self._folder.name, "rendezvous"), there)
+            arguments = (rank, world_size, os.path.join(self._folder.name, "rendezvous"), there)
             process = context.Process(target=_serve, args=arguments, daemon=False, name=f"gloo-{rank}")
             process.start()
             there.close()
@@ -85,7 +84,7 @@ class GlooPool:
                 raise ChildError(f"rank {rank} died (exit code {code})") from None
         failures = [f"rank {rank}:\n{text}" for rank, (kind, text) in enumerate(answers) if kind == "failed"]
         if failures:
-            if len(failures) < WORLD_SIZE:
+            if len(failures) < self.world_size:
                 # The ranks may now disagree on which collective comes next, so this group is not used again.
                 self.close()
             raise ChildError("\n".join(failures))

@@ -8,6 +8,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from lightning_unlearn.utilities.sharded import global_sums, local_part, local_part_like
+from tests.helpers.distributed import GlooPool
 from tests.helpers.sharding import counted_reductions, cpu_mesh, lay_out
 
 SHAPES = {"even": (4, 3), "uneven": (3, 2), "one row": (1, 5), "vector": (3,), "no row": (0, 2)}
@@ -68,6 +69,37 @@ def test_layouts_may_be_mixed_and_share_reductions(gloo_pool):
     for found, reductions in gloo_pool.run(mixed_sums):
         torch.testing.assert_close(found, squares([a, plain, b, b, a.float(), a]), rtol=1e-6, atol=0)
         assert reductions == [(2, 2), (2, 1), (2, 1)]
+
+
+SQUARE = {
+    "rows twice": (Shard(0), Shard(0)),
+    "rows and columns": (Shard(0), Shard(1)),
+    "tensor parallel under FSDP": (_StridedShard(0, split_factor=2), Shard(0)),
+    "replicas of shards": (Replicate(), Shard(0)),
+}
+
+
+def square_sums(placements):
+    with cpu_mesh(2, 2) as mesh:
+        tensors = [one for one in wholes() if one.ndim == 2]
+        laid_out = [lay_out(one, mesh, placements) for one in tensors]
+        agree = [torch.equal(local_part_like(a, b), b.to_local()) for a, b in zip(tensors, laid_out, strict=True)]
+        with counted_reductions() as reductions:
+            return global_sums(squares(laid_out), laid_out), reductions, agree
+
+
+@pytest.mark.slow
+def test_both_dimensions_of_a_mesh_of_four_processes_are_summed_over():
+    pool = GlooPool(world_size=4)
+    try:
+        for placements in SQUARE.values():
+            expected = squares([one for one in wholes() if one.ndim == 2])
+            for found, reductions, agree in pool.run(square_sums, placements):
+                torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+                assert len(reductions) == sum(not one.is_replicate() for one in placements)
+                assert all(agree)
+    finally:
+        pool.close()
 
 
 def gradients():
@@ -145,6 +177,7 @@ def groups_left():
     return len(dist.distributed_c10d._world.pg_map)
 
 
-def test_the_pool_has_its_one_group_afterwards(gloo_pool):
+def test_a_mesh_leaves_no_group_in_the_pool(gloo_pool):
+    before = gloo_pool.run(groups_left)
     gloo_pool.run(mixed_sums)
-    assert gloo_pool.run(groups_left) == [1, 1]
+    assert gloo_pool.run(groups_left) == before
