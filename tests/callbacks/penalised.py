@@ -9,7 +9,8 @@ GAMMA, STRENGTH = 0.3, 0.2
 
 
 def deviation(logits):
-    """The mean over samples of the biased standard deviation, written out."""
+    """The mean over samples of the biased standard deviation, written out; of half precision in float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     centred = logits - logits.mean(1, keepdim=True)
     return (centred.pow(2).mean(1) + 1e-12).sqrt().mean()
 

@@ -78,6 +78,41 @@ def test_equals_the_term_in_the_step(penalty, setting):
     assert largest_difference(found, expected) <= (3e-2 if "bfloat16" in setting else 2e-3) * effect
 
 
+class Gradients(Callback):
+    """What the optimizer is about to use in the first step: scaled back where there is a scaler."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 0:
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]
+            self.flat = torch.cat([one.grad.flatten() for one in parameters]).double()
+
+
+class OwnDistanceElsewhere(OwnDistance):
+    """Held to weights that it does not start from, so that the first step has something of it."""
+
+    def on_train_start(self):
+        self.start = [one.detach().clone() for one in Plain(seed=5).parameters() if one.requires_grad]
+
+
+@pytest.mark.parametrize("setting", ["plain", "scaler"])
+@pytest.mark.parametrize("penalty", ["deviation", "deviation-submodule", "distance"])
+def test_the_gradient_is_that_of_an_explicit_loss(penalty, setting):
+    elsewhere = {name: tensor.clone() for name, tensor in Plain(seed=5).state_dict().items()}
+    own, make = PENALTIES[penalty]
+    if penalty == "distance":
+        own, make = OwnDistanceElsewhere, lambda: WeightChangePenalty(STRENGTH, anchor=elsewhere)
+
+    def gradient(module, *callbacks):
+        reads = Gradients()
+        trainer = SETTINGS[setting][0]
+        fit(module, *callbacks, reads, max_steps=1, **(trainer() if callable(trainer) else trainer))
+        return reads.flat
+
+    found, explicit, plain = gradient(Plain(), make()), gradient(own()), gradient(Plain())
+    assert float((explicit - plain).norm() / plain.norm()) > 1e-2
+    assert float((found - explicit).norm() / (explicit - plain).norm()) < 1e-6
+
+
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("returns", ["dict", "none"])
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
