@@ -33,7 +33,7 @@ class WeightAnchor:
     Args:
         source: Where values come from; `None` for the weights that the training starts from.
         patterns: Patterns (`fnmatch`) of the names of parameters to take; all of them by default.
-        moving: Whether the values will be changed, so that they are this anchor's own and nobody else's.
+        moving: Whether the values will be changed, so that they are this anchor's own; without a `source` only.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class WeightAnchor:
             return
         resumed, foreign = self._resumed, self._foreign
         self._resumed, self._foreign, self._settled = None, False, True
-        if self._source is not None and not (self._moving and resumed):
+        if self._source is not None:
             self._known = read_weights(self._source)
         elif resumed is not None:
             self._known = self._from_checkpoint(trainer, resumed)
@@ -122,7 +122,7 @@ class WeightAnchor:
         """What a checkpoint has to hold; on sharded parameters every process has to ask."""
         if self._store is not None:
             return {"store_id": self._store.store_id}
-        if not self._settled or (self._source is not None and not self._moving):
+        if not self._settled or self._source is not None:
             return {}
         return {"values": {name: _whole(one, self._parameters[name]) for name, one in self._values.items()}}
 
@@ -177,10 +177,8 @@ class WeightAnchor:
                 return anchor._values[name]
         if name not in self._known:
             return local_part(parameter).detach().clone()
-        part = local_part_like(self._known[name], parameter)
         mine = local_part(parameter)
-        value = part.detach().to(mine.device, mine.dtype)
-        return value.clone() if self._moving and value.data_ptr() == part.data_ptr() else value
+        return local_part_like(self._known[name], parameter).detach().to(mine.device, mine.dtype)
 
 
 class Anchored(Callback):

@@ -261,6 +261,24 @@ def test_validation_is_not_penalised_and_the_term_is_logged():
     assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_what_validation_runs_through_the_submodule_is_none_of_its_business():
+    class Validated(Plain):
+        def validation_step(self, batch, batch_idx):
+            self.net.head.requires_grad_(True)
+            with torch.enable_grad():
+                self(batch["x"])
+
+    seen = []
+
+    def select(output):
+        seen.append(len(output))
+        return output
+
+    penalty = StandardDeviationPenalty(GAMMA, logits="net.head", select=select)
+    quiet_trainer(callbacks=[penalty]).fit(Validated(), loader(IdDataset(16)), loader(IdDataset(5), shuffle=False))
+    assert seen == [8, 8] * 2
+
+
 def test_manual_optimization_is_refused_with_the_function_named():
     module = BoringClassifier()
     module.automatic_optimization = False

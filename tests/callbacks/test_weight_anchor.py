@@ -26,23 +26,25 @@ class Saves(Callback):
         trainer.save_checkpoint(self.folder / f"epoch={trainer.current_epoch}.ckpt")
 
 
-def run(module, callbacks, epochs, ckpt_path=None):
+def run(module, callbacks, epochs, ckpt_path=None, **trainer):
     """Batches in an order that does not depend on where the training begins."""
     data = loader(IdDataset(32), shuffle=False)
-    quiet_trainer(callbacks=callbacks, max_epochs=epochs).fit(module, data, ckpt_path=ckpt_path)
+    quiet_trainer(callbacks=callbacks, max_epochs=epochs, **trainer).fit(module, data, ckpt_path=ckpt_path)
     return module
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("anchor", ["initial", "moving"])
-def test_a_resumed_training_has_the_anchor_of_the_whole_one(tmp_path, anchor):
+def test_a_resumed_training_has_the_anchor_of_the_whole_one(tmp_path, anchor, accumulate):
     def penalty():
         return WeightChangePenalty(STRENGTH, anchor=anchor, decay=0.9)
 
-    whole = run(Plain(), [penalty()], 4)
-    run(Plain(), [penalty(), Saves(tmp_path)], 2)
-    resumed = run(Plain(seed=9), [penalty()], 4, tmp_path / "epoch=1.ckpt")
+    windows = {"accumulate_grad_batches": accumulate}
+    whole = run(Plain(), [penalty()], 4, **windows)
+    run(Plain(), [penalty(), Saves(tmp_path)], 2, **windows)
+    resumed = run(Plain(seed=9), [penalty()], 4, tmp_path / "epoch=1.ckpt", **windows)
     assert largest_difference(resumed, whole) == 0.0
-    assert largest_difference(whole, run(Plain(), [], 4)) > 1e-3
+    assert largest_difference(whole, run(Plain(), [], 4, **windows)) > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks:UserWarning")

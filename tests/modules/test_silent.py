@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.compile import from_compiled
 
 from lightning_unlearn.modules.silent import silent_step
 from lightning_unlearn.modules.unlearning_module import UnlearningModule
@@ -44,6 +45,24 @@ def test_attributes_are_the_views():
     assert (model.count, model.losses) == (0, [])
     assert set(model.__dict__) == kept
     assert set(model._modules) == children
+
+
+def test_a_compiled_step_is_the_views_as_well():
+    class Counting(User):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch_idx)
+            return self.net(batch[0]).sum()
+
+    # What a Trainer makes of `torch.compile(module)`: compiled methods on the instance, bound to it.
+    model = from_compiled(torch.compile(Counting(), backend="eager"))
+    with silent_step(model) as step:
+        step(batch(), 3)
+    assert model.seen == []
+    torch._dynamo.reset()
 
 
 def test_manual_closures_are_evaluated_once():
