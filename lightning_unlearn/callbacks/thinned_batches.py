@@ -9,22 +9,14 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_unlearn.data.index_tap import check_tappable
 from lightning_unlearn.data.loader_view import add_loader_step, loader_view
+from lightning_unlearn.data.seeded_items import indices_in
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["THINNING_ORDER", "ThinnedBatches", "ThinningCallback", "indices_in"]
+__all__ = ["THINNING_ORDER", "ThinnedBatches", "ThinningCallback"]
 
 THINNING_ORDER = 50
 """Behind whatever arranges the batches, before the recorder listens to them."""
-
-
-def indices_in(item: Any) -> Sequence[Any]:
-    """The indices in what a sampler or batch sampler yields: a list of them, or a single one.
-
-    >>> indices_in([3, 4]), indices_in(5)
-    ([3, 4], [5])
-    """
-    return item if isinstance(item, Sequence) else [item]
 
 
 class ThinnedBatches:
@@ -33,7 +25,7 @@ class ThinnedBatches:
     All of an epoch is drawn when the first batch is asked for, as most samplers do, because the Trainer has to know
     before it begins how many batches are left: at the last one accumulated gradients are applied, validation is run and
     schedules move on. Its length stays that of the user's own, so that schedules sized by it are those of the original
-    run.
+    run. An epoch of which nothing is left moves no schedule.
 
     Args:
         own: The user's sampler or batch sampler.
@@ -90,9 +82,10 @@ class ThinnedBatches:
     def _tell(self) -> None:
         if self.kept is None or self._checks_at_end is None:
             return
-        self._trainer.fit_loop.max_batches = len(self.kept)
+        left = max(1, len(self.kept))  # at 0 the Trainer would end the whole fit, not the epoch
+        self._trainer.fit_loop.max_batches = left
         if self._checks_at_end:
-            vars(self._trainer)["val_check_batch"] = max(1, len(self.kept))
+            vars(self._trainer)["val_check_batch"] = left
 
     def thin(self, item: Any) -> Any:
         """A batch without what is to be left out; `None` where nothing is left, or for a single one that is."""
