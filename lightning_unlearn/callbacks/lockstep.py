@@ -27,8 +27,6 @@ __all__ = ["ForgottenUnit", "Lockstep"]
 ForgottenUnit: TypeAlias = Literal["samples", "batches"]
 """What is left out of a training: the forgotten samples, or every batch that holds one of them."""
 
-_COMPARED = 4  # batches of an epoch whose contents are noted
-
 
 class Lockstep(ThinningCallback):
     """Make a run's randomness a function of `seed` and the place in the run, and leave some samples out of it.
@@ -53,12 +51,12 @@ class Lockstep(ThinningCallback):
     Attributes:
         last: Epoch and number (before anything was left out) of the last batch that was trained on.
         complete: Whether all batches up to `until` were trained on.
-        contents: Epoch and number -> digest of a batch that nothing was left out of; of a few batches in every epoch.
+        contents: Epoch and number -> digest of a batch that nothing was left out of; of batches 0, 1, 2, 4, 8, ...
 
     Raises:
         UnsupportedStrategyError: (in `setup`) several processes, or a step that fetches its own batches; (when data is
-            loaded) not one map-style `DataLoader`, or one whose sampler cannot be copied; (as training starts) a fit
-            that goes on in the middle of an epoch.
+            loaded) no map-style `DataLoader`, or one whose sampler cannot be copied; (as training starts) several
+            loaders, or a fit that goes on from a checkpoint.
         DeletionRequestError: (when data is loaded) ids that are not in the data.
         ValueError: an argument is out of range.
     """
@@ -113,15 +111,15 @@ class Lockstep(ThinningCallback):
         return seeded_view(loader, policy, self._seed, self._copies(loader), delivered)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several loaders, whose batches together make a step, and a fit that goes on in mid-epoch."""
+        """Refuse several loaders, whose batches together make a step, and a fit that goes on from a checkpoint."""
         combined = trainer.fit_loop._combined_loader
         n_loaders = 0 if combined is None else len(combined.flattened)
         if n_loaders != 1:
             remedy = "Put the data into one loader."
             raise UnsupportedStrategyError(expected("train_dataloader", "one loader", f"{n_loaders} of them", remedy))
-        if trainer.fit_loop.restarted_mid_epoch:
-            rule, remedy = "a fit that begins with an epoch", "Start from the beginning."
-            raise UnsupportedStrategyError(expected("ckpt_path", rule, "a checkpoint within an epoch", remedy))
+        if trainer.ckpt_path is not None:
+            rule, remedy = "None, for what generators had drawn by then is not known", "Train from the beginning."
+            raise UnsupportedStrategyError(expected("ckpt_path", rule, str(trainer.ckpt_path), remedy))
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,7 +133,9 @@ class Lockstep(ThinningCallback):
             return
         place = _place(self._policy, batch_idx)
         self.last = place.epoch, place.ordinal
-        if place.ordinal < _COMPARED and len(_indices(self._policy, batch_idx)) == place.size:
+        # Few, and late ones among them: what is drawn from a generator of somebody's own drifts apart with time.
+        noted = place.ordinal & (place.ordinal - 1) == 0
+        if noted and len(_indices(self._policy, batch_idx)) == place.size:
             self.contents[self.last] = _digest(batch)
         self._seed_batch("step", place)
 

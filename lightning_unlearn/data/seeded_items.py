@@ -205,8 +205,8 @@ class LoaderCopies:
         Raises:
             UnsupportedStrategyError: one of them cannot be copied.
         """
-        data = [loader.dataset, *(getattr(one, "data_source", None) for one in (loader.sampler, loader.batch_sampler))]
-        for one in data:
+        samplers = loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)
+        for one in (loader.dataset, *(getattr(sampler, "data_source", None) for sampler in samplers)):
             if one is not None:
                 self._memo[id(one)] = one  # `deepcopy` takes what is here for the copy
         names = ("sampler", "batch_sampler", "generator")

@@ -140,13 +140,21 @@ def train_twins(
         TypeError: `module` is, or builds, no LightningModule.
         ValueError: one Trainer instance for two trainings, or two modules that share parameters.
 
-    >>> from lightning.pytorch.demos.boring_classes import BoringModel
-    >>> def step(self, batch, batch_idx):
-    ...     return self(batch).square().mean()
-    >>> model = type("Model", (BoringModel,), {"training_step": step})
-    >>> twins = train_twins(  # doctest: +SKIP
-    ...     model, [3], data=DataLoader(torch.randn(8, 32), batch_size=2), trainer={"max_epochs": 1}
-    ... )
+    >>> class Line(LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(2, 1)
+    ...
+    ...     def training_step(self, batch, batch_idx):
+    ...         return self.layer(batch).square().mean()
+    ...
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+    >>> loader = DataLoader(torch.ones(6, 2), batch_size=2, shuffle=True)
+    >>> trainer = {"max_epochs": 2, "accelerator": "cpu"}
+    >>> twins = train_twins(Line, [3], data=loader, trainer=trainer, unit="batches")
+    >>> twins.paired, twins.original_steps, twins.retrained_steps
+    (True, 6, 4)
     """
     ids = (forget if isinstance(forget, DeletionRequest) else DeletionRequest(forget)).sample_ids
     trainers = TrainerSource(trainer)
