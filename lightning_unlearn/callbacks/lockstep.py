@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.callbacks.thinned_batches import ThinnedBatches, ThinningCallback
 from lightning_unlearn.data.positions import SampleKeys
-from lightning_unlearn.data.seeded_items import LoaderCopies, Place, SeededOrder, indices_in, place_of, seeded_view
+from lightning_unlearn.data.seeded_items import LoaderCopies, seeded_view
+from lightning_unlearn.data.seeded_order import Place, SeededOrder, indices_in, place_of
 from lightning_unlearn.data.splits import positions_of
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.types import SampleId

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_unlearn.data.index_tap import check_tappable
 from lightning_unlearn.data.loader_view import add_loader_step, loader_view
-from lightning_unlearn.data.seeded_items import indices_in
+from lightning_unlearn.data.seeded_order import indices_in
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
