@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
-from lightning_unlearn.callbacks.leave_out import LEAVE_OUT_ORDER
-from lightning_unlearn.callbacks.thinned_batches import ThinnedBatches
-from lightning_unlearn.data.index_tap import check_tappable
-from lightning_unlearn.data.loader_view import add_loader_step, loader_view
+from lightning_unlearn.callbacks.thinned_batches import ThinnedBatches, ThinningCallback
 from lightning_unlearn.exceptions import StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.rng import RngState
@@ -18,7 +15,7 @@ from lightning_unlearn.utilities.rng import RngState
 __all__ = ["RecordedOrder"]
 
 
-class RecordedOrder(Callback):
+class RecordedOrder(ThinningCallback):
     """Give the training loader's batches the content of recorded ones, without some samples; the rest of the run stays.
 
     What the loader itself would draw is drawn and thrown away, so its draws from the random state are those of the
@@ -43,10 +40,10 @@ class RecordedOrder(Callback):
         left_out: Collection[int] = (),
         random_states: Callable[[int], RngState | None] | None = None,
     ) -> None:
+        super().__init__()
         self._batches = batches
         self._left_out = frozenset(int(position) for position in left_out)
         self._random_states = random_states
-        self._release: list[Callable[[], None]] = []
         self._next = self._given = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,20 +51,16 @@ class RecordedOrder(Callback):
         if stage != "fit":
             return
         self._given = 0
-        if trainer.world_size > 1:
-            rule, remedy = "1 to replay recorded batches", "Replay on one device."
-            raise UnsupportedStrategyError(expected("devices", rule, trainer.world_size, remedy))
         if self._random_states is not None and trainer.accumulate_grad_batches > 1:
             rule = "1 where random states are put back, which are known between steps"
             raise UnsupportedStrategyError(
                 expected("accumulate_grad_batches", rule, trainer.accumulate_grad_batches, "Replay without them.")
             )
-        self._release.append(
-            add_loader_step(trainer, lambda loader: self._replayed(trainer, loader), order=LEAVE_OUT_ORDER)
-        )
+        self.install(trainer, "replay recorded batches")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put random states back where a recorder takes them: right behind every step."""
+        super().on_train_start(trainer, pl_module)
         if self._random_states is None:
             return
         if len(trainer.optimizers) != 1:
@@ -88,16 +81,6 @@ class RecordedOrder(Callback):
         if state is not None:
             state.restore()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the step out again."""
-        for release in self._release:
-            release()
-        self._release = []
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """As `teardown`, which Lightning does not call after an exception."""
-        self.teardown(trainer, pl_module, "fit")
-
     def _is_empty(self, batch: Sequence[int]) -> bool:
         return self._left_out.issuperset(batch)
 
@@ -112,8 +95,8 @@ class RecordedOrder(Callback):
             rule = f"one that trains on all {len(self._batches)} recorded batches"
             raise StoreMismatchError(expected("trainer", rule, got, "Give it the epochs of the recorded run."))
 
-    def _replayed(self, trainer: Trainer, loader: Any) -> Any:
-        check_tappable(loader)
+    def policy(self, trainer: Trainer, loader: Any) -> ThinnedBatches:
+        """The recorded batches without the samples, one for each batch that the loader draws."""
         own = loader._index_sampler
         if trainer.max_steps == -1 and not vars(trainer)["reload_dataloaders_every_n_epochs"]:
             epochs = trainer.current_epoch + -(-len(self._batches) // len(own))
@@ -121,8 +104,7 @@ class RecordedOrder(Callback):
                 rule = f"of {epochs} epochs, as the recorded run ({len(self._batches)} batches, {len(own)} in an epoch)"
                 remedy = f"Pass max_epochs={epochs}."
                 raise StoreMismatchError(expected("trainer", rule, f"max_epochs={trainer.max_epochs}", remedy))
-        policy = ThinnedBatches(own, trainer, self._left_out, self._arrange)
-        return loader_view(loader, {"_index_sampler": property(lambda view: policy)})
+        return ThinnedBatches(own, trainer, self._left_out, self._arrange)
 
     def _arrange(self, drawn: list[Any]) -> Sequence[Sequence[int]]:
         start, self._given = self._given, self._given + len(drawn)

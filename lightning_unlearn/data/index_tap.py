@@ -13,7 +13,7 @@ from lightning_unlearn.data.loader_view import loader_view, release_workers
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["BatchTap", "IndexTap", "check_tappable"]
+__all__ = ["BatchTap", "Deliveries", "IndexTap", "check_tappable"]
 
 _REMEDY = "Pass `sample_id=` (a key of the batch, or a function of it), so that batches say themselves who is in them."
 
@@ -96,8 +96,13 @@ def _has_state(sampler: Any) -> bool:
     return hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")
 
 
-class _Deliveries:
-    """The loader's iterator; `heard` is called as a batch is handed over, not when it is prefetched."""
+class Deliveries:
+    """The loader's iterator; `heard` is called as a batch is handed over, not when it is prefetched.
+
+    Args:
+        iterator: The iterator, whose attributes are those of this one as well.
+        heard: Called with each batch.
+    """
 
     def __init__(self, iterator: Any, heard: Callable[[Any], None]) -> None:
         self.iterator, self.heard = iterator, heard
@@ -173,7 +178,7 @@ class IndexTap:
                     self.count += 1
                     delivered.append(indices)
 
-            return _Deliveries(iterator, heard)
+            return Deliveries(iterator, heard)
 
         self.view = loader_view(listening, {"__iter__": iterate, "_index_tap": self})
 
@@ -247,7 +252,7 @@ class BatchTap:
                 self.count += 1
                 self._ids.extend(ids_of(batch))
 
-        self.view = loader_view(loader, {"__iter__": lambda view: _Deliveries(iter(iterate_loader), heard)})
+        self.view = loader_view(loader, {"__iter__": lambda view: Deliveries(iter(iterate_loader), heard)})
 
     def take_all(self) -> list[Any]:
         """Ids in everything that was delivered since the last call."""

@@ -15,11 +15,11 @@ from lightning.fabric.plugins import CheckpointIO
 
 from lightning_unlearn.exceptions import StoreMismatchError, UnsupportedStrategyError
 from lightning_unlearn.shards.manifest import SisaManifest
-from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.utilities.batch_norm import tracking_layers
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.modes import isolated_rng
 from lightning_unlearn.utilities.parameters import model_signature
+from lightning_unlearn.utilities.rng import seed_of
 from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "checkpoint_of",
     "needs_two_samples",
     "restored",
-    "seed_of",
     "seeded",
     "signature_of",
     "untrained_checkpoint",
@@ -56,11 +55,6 @@ def seeded(*parts: Any) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def seed_of(*parts: Any) -> int:
-    """A seed of 32 bits from several values."""
-    return int(digest_of(repr(parts).encode())[:8], 16)
 
 
 def built(factory: ModuleFactory) -> LightningModule:

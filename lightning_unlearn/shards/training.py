@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +29,13 @@ from lightning_unlearn.shards.modules import (
     checkpoint_of,
     needs_two_samples,
     restored,
-    seed_of,
     seeded,
     untrained_checkpoint,
 )
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.rng import seed_of
+from lightning_unlearn.utilities.trainers import private_callbacks
 
 __all__ = ["SisaTrainings", "ensemble_of"]
 
@@ -188,11 +188,7 @@ class SisaTrainings:
             remedy = "Let a factory pass on the arguments it is given, and `epochs` say the length."
             raise UnsupportedStrategyError(expected("trainer", rule, got, remedy))
         # Callbacks remember what ran before (early stopping its best value): every fit gets them as they were given.
-        try:
-            callbacks[:] = copy.deepcopy(callbacks)
-        except (TypeError, RuntimeError, ValueError, copy.Error) as error:
-            rule, remedy = "with callbacks that can be copied, one for every fit", "Leave the others out."
-            raise UnsupportedStrategyError(expected("trainer", rule, str(error), remedy)) from error
+        private_callbacks(trainer)
         return trainer
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RngState", "capture_rng"]
+__all__ = ["RngState", "capture_rng", "seed_generators", "seed_of", "seeded_generators"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,46 @@ def capture_rng() -> RngState:
         torch.get_rng_state(),
         tuple(torch.cuda.get_rng_state_all()) if in_use else (),
     )
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed of 32 bits from several values, the same in every process.
+
+    >>> seed_of(0, "order", 1) == seed_of(0, "order", 1) != seed_of(0, "order", 2)
+    True
+    """
+    return int(hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()[:8], 16)
+
+
+def seed_generators(*parts: Any, devices: bool = True) -> None:
+    """Seed the global generators of Python, NumPy and torch with `seed_of(*parts)`.
+
+    Args:
+        parts: What the seed is made of.
+        devices: Also those of every other device than the CPU, which takes ten times as long.
+    """
+    seed = seed_of(*parts)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def seeded_generators(*parts: Any) -> Iterator[None]:
+    """The global generators seeded inside, and as they were outside, also after an exception.
+
+    >>> with seeded_generators(0, "first"):
+    ...     number = random.random()
+    >>> with seeded_generators(0, "first"):
+    ...     number == random.random()
+    True
+    """
+    state = capture_rng()
+    try:
+        seed_generators(*parts)
+        yield
+    finally:
+        state.restore()

@@ -1,14 +1,19 @@
-"""A Trainer that never runs, and one that is to end."""
+"""A Trainer that never runs, one that is to end, and callbacks that belong to one Trainer alone."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 
-__all__ = ["end_fit", "idle_trainer"]
+from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.utilities.checks import expected
+
+__all__ = ["end_fit", "idle_trainer", "private_callbacks"]
 
 T = TypeVar("T", bound=Trainer)
 
@@ -51,3 +56,21 @@ def end_fit(trainer: Trainer) -> None:
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
     trainer.should_stop = True
+
+
+def private_callbacks(trainer: Trainer, shared: Sequence[Callback] = ()) -> None:
+    """Copy a fresh Trainer's callbacks, so that several fits with the same ones start from the state they were given.
+
+    Args:
+        trainer: The Trainer.
+        shared: Callbacks that stay the objects they are.
+
+    Raises:
+        UnsupportedStrategyError: one of the others cannot be copied.
+    """
+    callbacks: list[Callback] = vars(trainer)["callbacks"]
+    try:
+        callbacks[:] = copy.deepcopy(callbacks, {id(one): one for one in shared})
+    except (TypeError, RuntimeError, ValueError, copy.Error) as error:
+        rule, remedy = "with callbacks that can be copied, one for every fit", "Leave the others out."
+        raise UnsupportedStrategyError(expected("trainer", rule, str(error), remedy)) from error

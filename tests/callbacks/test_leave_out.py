@@ -75,12 +75,13 @@ class Scheduled(BoringClassifier):
         self.validated += batch_idx == 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])  # a worker draws the first epoch before the Trainer has counted batches
 @pytest.mark.parametrize("left_out", [range(4, 8), range(8, 12), [0, 1, 2, 3, 8, 9, 10, 11]], ids=str)
-def test_an_epoch_with_fewer_batches_ends_as_any_other(left_out):
+def test_an_epoch_with_fewer_batches_ends_as_any_other(left_out, workers):
     def fit(callbacks, accumulate):
         torch.manual_seed(0)
         module = Scheduled()
-        batches = DataLoader(IdDataset(12), batch_size=4)
+        batches = DataLoader(IdDataset(12), batch_size=4, num_workers=workers)
         settings = {"accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0}
         quiet_trainer(max_epochs=3, callbacks=callbacks, **settings).fit(
             module, batches, DataLoader(IdDataset(4), batch_size=4)
@@ -95,14 +96,17 @@ def test_an_epoch_with_fewer_batches_ends_as_any_other(left_out):
         assert thin.steps == [epoch * -(-kept // accumulate) for epoch in range(3)]
 
 
-def test_of_a_limited_epoch_no_more_is_seen_than_the_original_saw():
+@pytest.mark.parametrize("limit", [5, 0.55])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_a_limited_epoch_no_more_is_seen_than_the_original_saw(workers, limit):
     def fit(*callbacks):
         torch.manual_seed(7)
         model = BoringClassifier()
-        batches = DataLoader(IdDataset(40), batch_size=4)
-        quiet_trainer(max_epochs=2, limit_train_batches=5, callbacks=list(callbacks)).fit(model, batches)
+        batches = DataLoader(IdDataset(40), batch_size=4, num_workers=workers)
+        quiet_trainer(max_epochs=2, limit_train_batches=limit, callbacks=list(callbacks)).fit(model, batches)
         return model.seen
 
+    assert len(fit()) == 10
     assert fit(LeaveOut(range(4, 8))) == thinned(fit(), set(range(4, 8)))
 
 

@@ -24,7 +24,7 @@ from lightning_unlearn.exceptions import (
 )
 from lightning_unlearn.methods import Sisa
 from lightning_unlearn.shards.folder import SisaFolder
-from lightning_unlearn.shards.modules import seed_of
+from lightning_unlearn.utilities.rng import seed_of
 from tests.helpers.models import quiet_trainer
 from tests.helpers.sisa import (
     BATCH,
