@@ -15,6 +15,7 @@ from lightning_unlearn.__about__ import __version__
 if TYPE_CHECKING:
     from lightning_unlearn.api import evaluate, unlearn
     from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+    from lightning_unlearn.callbacks.lockstep import Lockstep
     from lightning_unlearn.callbacks.penalty import divided_every
     from lightning_unlearn.callbacks.standard_deviation_penalty import StandardDeviationPenalty
     from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.procedures.guards import ProbeThresholds
     from lightning_unlearn.procedures.outcome import UnlearningResult
     from lightning_unlearn.procedures.sisa import SisaTraining
+    from lightning_unlearn.procedures.twin import Twins, train_twins
     from lightning_unlearn.report import UnlearningReport
     from lightning_unlearn.results import EvaluationResult
     from lightning_unlearn.shards.manifest import SisaPlan
@@ -110,6 +112,7 @@ _HOMES = {
     "KLToReference": "metrics",
     "L1Sparse": "methods",
     "LabelFlipping": "methods",
+    "Lockstep": "callbacks.lockstep",
     "LossThresholdAttack": "metrics",
     "NegGradPlus": "methods",
     "PartialAmnesiac": "methods",
@@ -135,8 +138,9 @@ _HOMES = {
     "StandardDeviationPenalty": "callbacks.standard_deviation_penalty",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
-    "UnlearningError": "metrics",
+    "Twins": "procedures.twin",
     "UnlearningDataModule": "data.datamodule",
+    "UnlearningError": "metrics",
     "UnlearningErrorMonitor": "callbacks.unlearning_error_monitor",
     "UnlearningMetrics": "metrics",
     "UnlearningModule": "modules.unlearning_module",
@@ -152,6 +156,7 @@ _HOMES = {
     "evaluate": "api",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
+    "train_twins": "procedures.twin",
     "unlearn": "api",
 }
 
@@ -181,6 +186,7 @@ __all__ = [
     "KLToReference",
     "L1Sparse",
     "LabelFlipping",
+    "Lockstep",
     "LossThresholdAttack",
     "NegGradPlus",
     "PartialAmnesiac",
@@ -206,6 +212,7 @@ __all__ = [
     "StandardDeviationPenalty",
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
+    "Twins",
     "UnlearningDataModule",
     "UnlearningError",
     "UnlearningErrorMonitor",
@@ -224,6 +231,7 @@ __all__ = [
     "evaluate",
     "placebo_request",
     "plan_rewind",
+    "train_twins",
     "unlearn",
 ]
 
