@@ -4,14 +4,17 @@ Beside `higher_is_better`, every class declares `target`: `"high"`, `"low"`, or 
 that of a retrained model and not an extreme.
 """
 
+from lightning_unlearn.metrics.activation_distance import ActivationDistance
 from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
 from lightning_unlearn.metrics.membership import LossThresholdAttack
 from lightning_unlearn.metrics.privacy_risk_score import PrivacyRiskScore
 from lightning_unlearn.metrics.unlearning_error import UnlearningError
 from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
 from lightning_unlearn.metrics.verification_error import VerificationError
+from lightning_unlearn.metrics.zero_retrain_forgetting import ZeroRetrainForgetting
 
 __all__ = [
+    "ActivationDistance",
     "JSToReference",
     "KLToReference",
     "LossThresholdAttack",
@@ -19,4 +22,5 @@ __all__ = [
     "UnlearningError",
     "UnlearningMetrics",
     "VerificationError",
+    "ZeroRetrainForgetting",
 ]

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAUROC
 
 import lightning_unlearn.metrics as package
 from lightning_unlearn.metrics import (
+    ActivationDistance,
     JSToReference,
     KLToReference,
     LossThresholdAttack,
@@ -15,6 +16,7 @@ from lightning_unlearn.metrics import (
     UnlearningError,
     UnlearningMetrics,
     VerificationError,
+    ZeroRetrainForgetting,
 )
 from tests.helpers.metric_contract import CHECKS, MetricCase, check_two_processes
 
@@ -70,6 +72,10 @@ def labels(size):
 CASES = {
     "KLToReference": MetricCase(KLToReference, logit_pairs()),
     "JSToReference": MetricCase(JSToReference, logit_pairs()),
+    "ActivationDistance": MetricCase(ActivationDistance, logit_pairs()),
+    "ActivationDistance-l1": MetricCase(ActivationDistance, logit_pairs(), {"norm": "l1"}),
+    "ZeroRetrainForgetting": MetricCase(ZeroRetrainForgetting, logit_pairs()),
+    "ZeroRetrainForgetting-official": MetricCase(ZeroRetrainForgetting, logit_pairs(), {"form": "official"}),
     "VerificationError": MetricCase(VerificationError, pairs()),
     "VerificationError-relative": MetricCase(VerificationError, pairs(), {"relative_to": weights(50)}),
     "VerificationError-layers": MetricCase(
