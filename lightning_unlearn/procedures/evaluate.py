@@ -19,6 +19,7 @@ from lightning_unlearn.procedures.verdict import DecisionRule, decide
 from lightning_unlearn.results import EvaluationResult, ModelRole
 from lightning_unlearn.types import Split
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.costs import speedup
 
 __all__ = ["evaluate"]
 
@@ -208,5 +209,5 @@ def _costs(unlearning: float | None, retraining: float | None, store_bytes: int 
     named = {"unlearning_seconds": unlearning, "retraining_seconds": retraining, "store_bytes": store_bytes}
     costs = {name: float(value) for name, value in named.items() if value is not None}
     if unlearning and retraining:
-        costs["speedup"] = retraining / unlearning
+        costs["speedup"] = speedup(unlearning, retraining)
     return costs
