@@ -9,10 +9,15 @@ from torchmetrics.classification import MulticlassAUROC
 import lightning_unlearn.metrics as package
 from lightning_unlearn.metrics import (
     ActivationDistance,
+    AverageGap,
+    BiasRemovalError,
+    DecisionRegionChange,
+    InterclassConfusion,
     JSToReference,
     KLToReference,
     LossThresholdAttack,
     PrivacyRiskScore,
+    TugOfWar,
     UnlearningError,
     UnlearningMetrics,
     VerificationError,
@@ -69,6 +74,28 @@ def labels(size):
     return torch.arange(size) % 3
 
 
+def gaps():
+    """Logits of one model and class numbers of the other; every split in batches of uneven size."""
+    splits = ("forget", "retain", "test", "retain", "test")
+    return [
+        ((random(size, 3), labels(size + 1)[1:], labels(size)), {"split": split})
+        for size, split in zip(SIZES, splits, strict=True)
+    ]
+
+
+def confusions():
+    """Logits, class numbers, and a batch that holds neither of the two classes."""
+    batches = [(random(size, 4), torch.arange(size) % 4) for size in SIZES]
+    return [(batch, {}) for batch in (*batches, (torch.tensor([0, 1, 3]), torch.tensor([3, 3, 2])))]
+
+
+def regions():
+    return [
+        ((random(size, 3), random(size + 1, 3)[1:]), {"near": near})
+        for size, near in zip(SIZES, (True, False, True, False, False), strict=True)
+    ]
+
+
 CASES = {
     "KLToReference": MetricCase(KLToReference, logit_pairs()),
     "JSToReference": MetricCase(JSToReference, logit_pairs()),
@@ -76,6 +103,11 @@ CASES = {
     "ActivationDistance-l1": MetricCase(ActivationDistance, logit_pairs(), {"norm": "l1"}),
     "ZeroRetrainForgetting": MetricCase(ZeroRetrainForgetting, logit_pairs()),
     "ZeroRetrainForgetting-official": MetricCase(ZeroRetrainForgetting, logit_pairs(), {"form": "official"}),
+    "TugOfWar": MetricCase(TugOfWar, gaps()),
+    "AverageGap": MetricCase(AverageGap, gaps()),
+    "InterclassConfusion": MetricCase(InterclassConfusion, confusions(), {"num_classes": 4, "classes": (1, 0)}),
+    "BiasRemovalError": MetricCase(BiasRemovalError, [((random(size, 3), labels(size)), {}) for size in SIZES]),
+    "DecisionRegionChange": MetricCase(DecisionRegionChange, regions()),
     "VerificationError": MetricCase(VerificationError, pairs()),
     "VerificationError-relative": MetricCase(VerificationError, pairs(), {"relative_to": weights(50)}),
     "VerificationError-layers": MetricCase(
