@@ -3,8 +3,9 @@
 import matplotlib as mpl
 import pytest
 import torch
-from torchmetrics import MeanSquaredError
-from torchmetrics.classification import MulticlassAUROC
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torchmetrics.utilities import dim_zero_cat
 
 import lightning_unlearn.metrics as package
 from lightning_unlearn.metrics import (
@@ -96,6 +97,24 @@ def regions():
     ]
 
 
+class MedianDistance(Metric):
+    """A user's own metric: no mean of batches or processes gives its value."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def update(self, preds, target):
+        self.distances.append((preds - target).abs())
+
+    def compute(self):
+        return dim_zero_cat(self.distances).median()
+
+
 CASES = {
     "KLToReference": MetricCase(KLToReference, logit_pairs()),
     "JSToReference": MetricCase(JSToReference, logit_pairs()),
@@ -125,6 +144,19 @@ CASES = {
         UnlearningMetrics,
         routed(lambda size: random(size), lambda size: random(size) + 1),
         {"base": MeanSquaredError()},
+    ),
+    "UnlearningMetrics-multilabel": MetricCase(
+        UnlearningMetrics,
+        routed(lambda size: random(size, 4), lambda size: (random(size + 1, 4)[1:] > 0).long()),
+        {"task": "multilabel", "num_labels": 4},
+    ),
+    "UnlearningMetrics-missing-classes": MetricCase(
+        UnlearningMetrics,
+        routed(lambda size: random(size, 6), labels),
+        {"base": MulticlassAccuracy(num_classes=6, average="macro")},
+    ),
+    "UnlearningMetrics-users-own": MetricCase(
+        UnlearningMetrics, routed(lambda size: random(size), lambda size: random(size) + 1), {"base": MedianDistance()}
     ),
     "UnlearningMetrics-list-states": MetricCase(
         UnlearningMetrics,
