@@ -145,8 +145,10 @@ class PlaneSampling:
             corners = [anchor]
             for index in torch.randperm(len(others), generator=generator).tolist():
                 # A sample that occurs twice, or is the anchor itself, spans no plane with its like.
-                if len(corners) < 3 and not any(torch.equal(others[index], corner) for corner in corners):
+                if not any(torch.equal(others[index], corner) for corner in corners):
                     corners.append(others[index])
+                if len(corners) == 3:
+                    break
             if len(corners) < 3:
                 rule = "samples of which two differ from the anchor and from each other"
                 raise ValueError(expected("others", rule, f"{len(others)} samples"))

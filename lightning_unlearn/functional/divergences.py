@@ -139,8 +139,8 @@ def zero_retrain_forgetting(logits: Tensor, incompetent_logits: Tensor, *, form:
         logits: Outputs of the model, (N, C), any floating dtype; log-probabilities will do.
         incompetent_logits: Outputs of the untrained model, same shape, for the same samples in the same order.
         form: `"textbook"` for :math:`1 - \tfrac12 KL(p\|m) - \tfrac12 KL(q\|m)` with :math:`m = (p + q) / 2`.
-            `"official"` for what the authors' code returns when all samples are one batch, for comparison with numbers
-            from it: its calls of `kl_div` have the sides exchanged and divide by the number of classes, which makes
+            `"official"` for what the authors' code returns, for comparison with numbers from it: its calls of `kl_div`
+            have the sides exchanged and divide by the number of classes as well as of samples, which makes
             :math:`1 - (KL(m\|p) + KL(m\|q)) / 2C`, much nearer to 1 and without a lower bound.
 
     Returns:

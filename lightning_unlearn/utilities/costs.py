@@ -73,14 +73,15 @@ def measure_cost() -> Iterator[Cost]:
     try:
         yield cost
     finally:
-        for device in _devices():
-            torch.cuda.synchronize(device)
-        cost.seconds = time.perf_counter() - started
-        cost.peak_host_bytes = _resident_peak()
-        cost.host_growth_bytes = cost.peak_host_bytes - host
-        _keep_peaks()
-        # By identity: measurements that are not finished yet may be equal.
-        _running[:] = [other for other in _running if other is not cost]
+        try:
+            _synchronize()
+            cost.seconds = time.perf_counter() - started
+            cost.peak_host_bytes = _resident_peak()
+            cost.host_growth_bytes = cost.peak_host_bytes - host
+            _keep_peaks()
+        finally:
+            # By identity: measurements that are not finished yet may be equal.
+            _running[:] = [other for other in _running if other is not cost]
 
 
 def speedup(unlearning_seconds: float, retraining_seconds: float) -> float:
@@ -108,6 +109,11 @@ def _devices() -> list[int]:
     return [device for device in range(torch.cuda.device_count()) if torch.cuda.max_memory_allocated(device) > 0]
 
 
+def _synchronize() -> None:
+    for device in _devices():
+        torch.cuda.synchronize(device)
+
+
 def _keep_peaks() -> None:
     """Write the peaks since the last reset into every measurement under way."""
     peaks = {f"cuda:{device}": torch.cuda.max_memory_allocated(device) for device in _devices()}
@@ -119,6 +125,6 @@ def _keep_peaks() -> None:
 def _start_new_peaks() -> None:
     # What an outer block has reached so far would be lost with the reset.
     _keep_peaks()
+    _synchronize()
     for device in _devices():
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
