@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn.functional.divergences import js_to_reference, kl_to_reference
+from lightning_unlearn.metrics.sample_means import MeanOverSamples
 from lightning_unlearn.results import Target
 
 __all__ = ["JSToReference", "KLToReference"]
 
 
-class _MeanDivergence(Metric):
-    """Mean over samples of a per-sample divergence; samples weigh the same whatever batch or process they came in."""
+class _MeanDivergence(MeanOverSamples):
+    """Mean over samples of a per-sample divergence, in nats."""
 
-    is_differentiable: bool = False
-    higher_is_better: bool = False
-    full_state_update: bool = False
     target: ClassVar[Target] = "low"
-
-    total: Tensor
-    samples: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @staticmethod
     @abstractmethod
@@ -38,17 +26,7 @@ class _MeanDivergence(Metric):
 
     def update(self, logits: Tensor, reference_logits: Tensor) -> None:
         """Add the outputs of both models, each (N, C), for the same samples in the same order."""
-        values = self.divergence(logits, reference_logits)
-        self.total += values.sum().to(self.total)
-        self.samples += values.numel()
-
-    def compute(self) -> Tensor:
-        """Mean over all samples, a scalar in nats; NaN before the first sample."""
-        return self.total / self.samples
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value or several; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)
+        self.add(self.divergence(logits, reference_logits))
 
 
 class KLToReference(_MeanDivergence):
@@ -56,6 +34,7 @@ class KLToReference(_MeanDivergence):
 
     See :func:`lightning_unlearn.functional.divergences.kl_to_reference`.
 
+    >>> import torch
     >>> metric = KLToReference()
     >>> metric.update(torch.tensor([[0.0, 0.0]]), reference_logits=torch.tensor([[0.0, -torch.inf]]))
     >>> metric.compute()
@@ -70,6 +49,7 @@ class JSToReference(_MeanDivergence):
 
     See :func:`lightning_unlearn.functional.divergences.js_to_reference`.
 
+    >>> import torch
     >>> metric = JSToReference()
     >>> metric.update(torch.tensor([[0.0, -torch.inf]]), reference_logits=torch.tensor([[-torch.inf, 0.0]]))
     >>> metric.compute()

@@ -22,6 +22,11 @@ __all__ = ["UnlearningMetrics"]
 _SPLITS: tuple[Split, ...] = ("forget", "retain", "test")
 
 
+def _has_no_samples(target: Any) -> bool:
+    """Whether a batch is empty, as one of padding alone is without its padding; not every metric copes with it."""
+    return isinstance(target, Tensor) and target.numel() == 0
+
+
 def _default_base(task: str, num_classes: int | None, num_labels: int | None) -> Metric:
     """Accuracy as papers on unlearning use it: the share of right answers, not the mean over classes."""
     check_choice("task", task, ("binary", "multiclass", "multilabel"))
@@ -42,6 +47,8 @@ class UnlearningMetrics(Metric):
 
     Only splits that were seen appear in the result. Under several processes a split counts as seen when any of them
     saw it, and all of them then take part in its computation, so an uneven sharding neither blocks nor changes a value.
+    Samples that a distributed sampler repeats, to give every process the same number, would count twice: leave them out
+    with :func:`lightning_unlearn.data.padding.own_samples`.
 
     Args:
         base: Metric to compute per split; it is cloned and never touched. Without one, accuracy.
@@ -126,20 +133,24 @@ class UnlearningMetrics(Metric):
         return {f"{split}_{self.name}": value}
 
     def update(self, preds: Any, target: Any, *, split: Split | None = None, dataloader_idx: int | None = None) -> None:
-        """Add predictions and targets, in the form the base metric takes, of one split.
+        """Add predictions and targets, in the form the base metric takes, of one split; an empty batch adds nothing.
 
         Raises:
             ValueError: neither or both of `split` and `dataloader_idx` are given, or it is not a declared one.
         """
         where = self._resolve(split, dataloader_idx)
+        if _has_no_samples(target):
+            return
         self._of(where).update(preds, target)
         self.updates[self.splits.index(where)] += 1
 
     def forward(
         self, preds: Any, target: Any, *, split: Split | None = None, dataloader_idx: int | None = None
     ) -> dict[str, Any]:
-        """Add a batch and return the value of this batch alone, under the split's key."""
+        """Add a batch and return the value of this batch alone, under the split's key; nothing for an empty one."""
         where = self._resolve(split, dataloader_idx)
+        if _has_no_samples(target):
+            return {}
         value = self._of(where)(preds, target)
         self.updates[self.splits.index(where)] += 1
         self._update_count += 1

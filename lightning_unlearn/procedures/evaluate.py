@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_unlearn.procedures.verdict import DecisionRule, decide
 from lightning_unlearn.results import EvaluationResult, ModelRole
 from lightning_unlearn.types import Split
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.costs import speedup
 
 __all__ = ["evaluate"]
 
@@ -75,7 +77,7 @@ def evaluate(
     Raises:
         MissingRequirementError: the forget or the test loader is missing, or an adapter is needed.
         ValueError: an unknown split, a shuffled forget loader together with `true_targets`, `references` without
-            `retrained`, a negative cost, or an empty loader.
+            `retrained`, a cost that is negative or not finite, or an empty loader.
     """
     started = time.perf_counter()
     _check(data, retrained, references, true_targets, (unlearning_seconds, retraining_seconds, store_bytes))
@@ -146,8 +148,8 @@ def _check(
     if true_targets is not None and _shuffles(data["forget"]):
         remedy = "`true_targets` are matched by position: use shuffle=False."
         raise ValueError(expected("data['forget']", "a loader with a fixed order", "a shuffled one", remedy))
-    if any(cost is not None and cost < 0 for cost in costs):
-        raise ValueError(expected("seconds and bytes", "at least 0", costs))
+    if any(cost is not None and not 0 <= cost < math.inf for cost in costs):
+        raise ValueError(expected("seconds and bytes", "finite and at least 0", costs))
 
 
 def _shuffles(loader: Iterable[Any]) -> bool:
@@ -208,5 +210,5 @@ def _costs(unlearning: float | None, retraining: float | None, store_bytes: int 
     named = {"unlearning_seconds": unlearning, "retraining_seconds": retraining, "store_bytes": store_bytes}
     costs = {name: float(value) for name, value in named.items() if value is not None}
     if unlearning and retraining:
-        costs["speedup"] = retraining / unlearning
+        costs["speedup"] = speedup(unlearning, retraining)
     return costs

@@ -145,6 +145,25 @@ def check_two_processes(case, pool):
             assert_same(again, expected, rtol=1e-6, atol=1e-12)
 
 
+def check_wide_states(case):
+    """States in float64 hold the value, give or take what the usual ones round; counts survive the conversion."""
+    metric = case.make()
+    metric.set_dtype(torch.float64)
+    for args, kwargs in case.updates:
+        metric.update(*args, **kwargs)
+    assert_same(metric.compute(), case.filled().compute(), rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def check_empty_batch(case):
+    """A batch without samples, such as one of padding alone, changes nothing and is no error."""
+    if not all(isinstance(item, torch.Tensor) for args, _ in case.updates for item in args):
+        return  # a metric of models has no batches
+    metric = case.filled()
+    args, kwargs = case.updates[0]
+    metric.update(*(item[:0] for item in args), **kwargs)
+    assert_same(metric.compute(), case.filled().compute())
+
+
 def check_plot(case):
     figure, axes = case.filled().plot()
     assert figure is not None
@@ -159,5 +178,7 @@ CHECKS = [
     check_forward,
     check_state_dict,
     check_device_and_dtype,
+    check_wide_states,
+    check_empty_batch,
     check_plot,
 ]

@@ -3,18 +3,26 @@
 import matplotlib as mpl
 import pytest
 import torch
-from torchmetrics import MeanSquaredError
-from torchmetrics.classification import MulticlassAUROC
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torchmetrics.utilities import dim_zero_cat
 
 import lightning_unlearn.metrics as package
 from lightning_unlearn.metrics import (
+    ActivationDistance,
+    AverageGap,
+    BiasRemovalError,
+    DecisionRegionChange,
+    InterclassConfusion,
     JSToReference,
     KLToReference,
     LossThresholdAttack,
     PrivacyRiskScore,
+    TugOfWar,
     UnlearningError,
     UnlearningMetrics,
     VerificationError,
+    ZeroRetrainForgetting,
 )
 from tests.helpers.metric_contract import CHECKS, MetricCase, check_two_processes
 
@@ -67,9 +75,58 @@ def labels(size):
     return torch.arange(size) % 3
 
 
+def gaps():
+    """Logits of one model and class numbers of the other; every split in batches of uneven size."""
+    splits = ("forget", "retain", "test", "retain", "test")
+    return [
+        ((random(size, 3), labels(size + 1)[1:], labels(size)), {"split": split})
+        for size, split in zip(SIZES, splits, strict=True)
+    ]
+
+
+def confusions():
+    """Logits, class numbers, and a batch that holds neither of the two classes."""
+    batches = [(random(size, 4), torch.arange(size) % 4) for size in SIZES]
+    return [(batch, {}) for batch in (*batches, (torch.tensor([0, 1, 3]), torch.tensor([3, 3, 2])))]
+
+
+def regions():
+    return [
+        ((random(size, 3), random(size + 1, 3)[1:]), {"near": near})
+        for size, near in zip(SIZES, (True, False, True, False, False), strict=True)
+    ]
+
+
+class MedianDistance(Metric):
+    """A user's own metric: no mean of batches or processes gives its value."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def update(self, preds, target):
+        self.distances.append((preds - target).abs())
+
+    def compute(self):
+        return dim_zero_cat(self.distances).median()
+
+
 CASES = {
     "KLToReference": MetricCase(KLToReference, logit_pairs()),
     "JSToReference": MetricCase(JSToReference, logit_pairs()),
+    "ActivationDistance": MetricCase(ActivationDistance, logit_pairs()),
+    "ActivationDistance-l1": MetricCase(ActivationDistance, logit_pairs(), {"norm": "l1"}),
+    "ZeroRetrainForgetting": MetricCase(ZeroRetrainForgetting, logit_pairs()),
+    "ZeroRetrainForgetting-official": MetricCase(ZeroRetrainForgetting, logit_pairs(), {"form": "official"}),
+    "TugOfWar": MetricCase(TugOfWar, gaps()),
+    "AverageGap": MetricCase(AverageGap, gaps()),
+    "InterclassConfusion": MetricCase(InterclassConfusion, confusions(), {"num_classes": 4, "classes": (1, 0)}),
+    "BiasRemovalError": MetricCase(BiasRemovalError, [((random(size, 3), labels(size)), {}) for size in SIZES]),
+    "DecisionRegionChange": MetricCase(DecisionRegionChange, regions()),
     "VerificationError": MetricCase(VerificationError, pairs()),
     "VerificationError-relative": MetricCase(VerificationError, pairs(), {"relative_to": weights(50)}),
     "VerificationError-layers": MetricCase(
@@ -87,6 +144,19 @@ CASES = {
         UnlearningMetrics,
         routed(lambda size: random(size), lambda size: random(size) + 1),
         {"base": MeanSquaredError()},
+    ),
+    "UnlearningMetrics-multilabel": MetricCase(
+        UnlearningMetrics,
+        routed(lambda size: random(size, 4), lambda size: (random(size + 1, 4)[1:] > 0).long()),
+        {"task": "multilabel", "num_labels": 4},
+    ),
+    "UnlearningMetrics-missing-classes": MetricCase(
+        UnlearningMetrics,
+        routed(lambda size: random(size, 6), labels),
+        {"base": MulticlassAccuracy(num_classes=6, average="macro")},
+    ),
+    "UnlearningMetrics-users-own": MetricCase(
+        UnlearningMetrics, routed(lambda size: random(size), lambda size: random(size) + 1), {"base": MedianDistance()}
     ),
     "UnlearningMetrics-list-states": MetricCase(
         UnlearningMetrics,

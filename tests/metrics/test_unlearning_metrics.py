@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -141,3 +141,25 @@ def test_micro_accuracy_is_not_the_mean_over_classes():
     metric.update(preds, target, split="test")
     assert metric.compute()["test_accuracy"].item() == 0.75
     assert macro(preds, target).item() == 0.5
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_missing_classes_and_a_small_last_batch_are_those_of_the_whole(average):
+    """Class 3 is in no target, class 0 only in the first batch; the last batch has one sample."""
+    preds, targets = torch.randint(5, (21,)), torch.cat([torch.zeros(4).long(), torch.randint(1, 3, (17,))])
+    metric = UnlearningMetrics(MulticlassAccuracy(num_classes=5, average=average), name="score")
+    for batch in torch.arange(21).split(4):
+        metric.update(preds[batch], targets[batch], split="forget")
+    known = sorted({*preds.tolist(), *targets.tolist()})
+    expected = recall_score(targets, preds, labels=known, average=average, zero_division=0)
+    assert metric.compute()["forget_score"].item() == pytest.approx(expected)
+
+
+def test_an_empty_batch_is_no_update():
+    metric = UnlearningMetrics(num_classes=3)
+    metric.update(PREDS[:0], TARGET[:0], split="retain")
+    assert metric(PREDS[:0], TARGET[:0], split="test") == {}
+    metric.update(PREDS, TARGET, split="forget")
+    assert list(metric.compute()) == ["forget_accuracy"]
+    with pytest.raises(ValueError, match="exactly one"):
+        metric.update(PREDS[:0], TARGET[:0])

@@ -279,6 +279,7 @@ def test_models_are_left_as_they_were(world):
         ({"data": {"forget": [], "test": [], "train": []}}, ValueError, "'train'"),
         ({"retrained": None}, ValueError, "references"),
         ({"unlearning_seconds": -1.0}, ValueError, "at least 0"),
+        ({"retraining_seconds": float("inf")}, ValueError, "finite and at least 0"),
         ({"true_targets": torch.zeros(3, dtype=torch.long)}, ValueError, "20 integer class numbers"),
     ],
 )
