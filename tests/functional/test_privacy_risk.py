@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from lightning_unlearn.functional.prediction_scores import modified_entropy
 from lightning_unlearn.functional.privacy_risk import privacy_risk_score
+from tests.helpers.overfitted import noisy_digits, overfitted
 
 
 def risk_oracle(
@@ -244,31 +244,12 @@ def test_refuses_options(options):
         privacy_risk_score(*[ONE, ZERO] * 3, **options)
 
 
-def network(images, labels, seed):
-    """A network that knows its 300 to 450 training images by heart."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-    return net
-
-
 def test_members_of_an_overfitted_model_stand_out_and_those_of_a_retrained_one_do_not():
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(images), generator=generator)
-    # Labels of which three in ten are drawn: what can only be learnt by heart is what tells a member.
-    drawn = torch.rand(len(images), generator=generator) < 0.3
-    labels = torch.where(drawn, torch.randint(10, (len(images),), generator=generator), torch.tensor(digits.target))
+    images, labels, order = noisy_digits()
     trained, held_out, shadow_members, shadow_nonmembers = order.split(450)
     forget, retain = trained[:150], trained[150:]
     original, retrained, shadow = (
-        network(images[rows], labels[rows], seed) for seed, rows in enumerate((trained, retain, shadow_members))
+        overfitted(images[rows], labels[rows], seed) for seed, rows in enumerate((trained, retain, shadow_members))
     )
 
     def seen(net, rows):
