@@ -12,7 +12,7 @@ not on the order of loaders or processes. Everything is fitted by scikit-learn, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ MIN_SAMPLES = 10
 _HELD_OUT_SHARE = 0.1
 """Of a shuffle split; scikit-learn's default, which the published codes leave as it is."""
 
-Rows = npt.NDArray[np.float64]
+Rows: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +147,17 @@ def logistic_attack(
     return torch.from_numpy(scores)
 
 
-def _shares(classifier: Any, forget: Rows, retain: Rows, test: Rows) -> MemberShares:
+def _shares(classifier: Any, *, forget: Rows, retain: Rows, test: Rows) -> MemberShares:
     """Train the classifier on retain against test, and ask it about all three."""
-    widths = {name: rows.shape[1] for name, rows in (("forget", forget), ("retain", retain), ("test", test))}
+    widths = {"forget": forget.shape[1], "retain": retain.shape[1], "test": test.shape[1]}
     if len(set(widths.values())) > 1:
         raise ValueError(expected("features", "equally many for every split", widths))
     classifier.fit(*_labelled(retain, test))
-    return MemberShares(*(float(classifier.predict(rows).mean()) for rows in (forget, retain, test)))
+    parts = {"forget": forget, "retain": retain, "test": test}
+    return MemberShares(**{name: float(classifier.predict(rows).mean()) for name, rows in parts.items()})
 
 
-def support_vector_attack(
-    forget_features: Tensor, retain_features: Tensor, test_features: Tensor, *, seed: int = 0
-) -> MemberShares:
+def support_vector_attack(*, forget: Tensor, retain: Tensor, test: Tensor, seed: int = 0) -> MemberShares:
     """Share of the forget set that a support vector classifier of retain against held-out samples takes for members.
 
     The "MIA" of Unlearn-Sparse and SalUn, which report the efficacy (:attr:`MemberShares.efficacy`), mostly that of the
@@ -166,10 +165,10 @@ def support_vector_attack(
     larger of both training sets is sub-sampled to the size of the smaller.
 
     Args:
-        forget_features: (N,) or (N, F) features of the forget set, such as those of
+        forget: (N,) or (N, F) features of the forget set, such as those of
             :func:`lightning_unlearn.functional.prediction_scores.attack_features`, any floating dtype.
-        retain_features: (M,) or (M, F) of retain samples, the members.
-        test_features: (L,) or (L, F) of held-out samples, the non-members.
+        retain: (M,) or (M, F) of retain samples, the members.
+        test: (L,) or (L, F) of held-out samples, the non-members.
         seed: Of the sub-sampling.
 
     Returns:
@@ -188,28 +187,28 @@ def support_vector_attack(
             differ in number, or a negative seed.
 
     >>> retain, test = torch.linspace(0.9, 1.0, 30), torch.linspace(0.2, 0.8, 20)
-    >>> support_vector_attack(torch.tensor([0.95, 0.5, 0.4]), retain, test).forget
+    >>> support_vector_attack(forget=torch.tensor([0.95, 0.5, 0.4]), retain=retain, test=test).forget
     0.3333333333333333
     """
     from sklearn.svm import SVC
 
     check_positive_int("seed", seed, zero=True)
-    forget = _rows("forget_features", forget_features, fewest=1)
-    groups = _rows("retain_features", retain_features), _rows("test_features", test_features)
-    return _shares(SVC(C=3, gamma="auto", kernel="rbf"), forget, *_balanced(*groups, seed))
+    members, nonmembers = _balanced(_rows("retain", retain), _rows("test", test), seed)
+    classifier = SVC(C=3, gamma="auto", kernel="rbf")
+    return _shares(classifier, forget=_rows("forget", forget, fewest=1), retain=members, test=nonmembers)
 
 
-def entropy_attack(forget_entropies: Tensor, retain_entropies: Tensor, test_entropies: Tensor) -> MemberShares:
+def entropy_attack(*, forget: Tensor, retain: Tensor, test: Tensor) -> MemberShares:
     """Share of the forget set that logistic regression of retain against held-out entropies takes for members.
 
     The "MIA" of Selective Synaptic Dampening, after Bad-Teacher. All samples are used, with weights that give both
     training sets the same say.
 
     Args:
-        forget_entropies: (N,) entropies of the forget set in nats, such as those of
+        forget: (N,) entropies of the forget set in nats, such as those of
             :func:`lightning_unlearn.functional.prediction_scores.prediction_entropy`, any floating dtype.
-        retain_entropies: (M,) of retain samples, the members.
-        test_entropies: (L,) of held-out samples, the non-members.
+        retain: (M,) of retain samples, the members.
+        test: (L,) of held-out samples, the non-members.
 
     Returns:
         Shares of all three splits that the classifier takes for members.
@@ -221,23 +220,23 @@ def entropy_attack(forget_entropies: Tensor, retain_entropies: Tensor, test_entr
         Foster et al. 2024, arXiv 2308.07707 (code), after Chundawat et al. 2023, arXiv 2205.08096. Their classifier is
         multinomial over two classes, where both share the penalty; here it is the same classifier as a binary one,
         whose `C` is twice as large. Bad-Teacher's own code has a support vector classifier on sets as unequal as they
-        come, which takes nearly everything for the larger set: use :func:`support_vector_attack` on entropies.
+        come, which leans to the larger one: use :func:`support_vector_attack` on entropies.
 
     Raises:
         ValueError: fewer than 10 retain or held-out samples or no sample to forget, or entropies that are not finite.
 
-    >>> entropy_attack(torch.tensor([0.0, 0.1, 1.9]), torch.linspace(0, 0.5, 40), torch.linspace(1, 2, 10))
+    >>> retain, test = torch.linspace(0, 0.5, 40), torch.linspace(1, 2, 10)
+    >>> entropy_attack(forget=torch.tensor([0.0, 0.1, 1.9]), retain=retain, test=test)
     MemberShares(forget=0.6666666666666666, retain=1.0, test=0.0)
     """
     from sklearn.linear_model import LogisticRegression
 
-    names = ("forget_entropies", "retain_entropies", "test_entropies")
-    for name, values in zip(names, (forget_entropies, retain_entropies, test_entropies), strict=True):
-        if values.ndim != 1:
-            raise ValueError(expected(name, "a vector", tuple(values.shape)))
+    for name, entropies in (("forget", forget), ("retain", retain), ("test", test)):
+        if entropies.ndim != 1:
+            raise ValueError(expected(name, "a vector of entropies", tuple(entropies.shape)))
     return _shares(
         LogisticRegression(C=2.0, class_weight="balanced"),
-        _rows(names[0], forget_entropies, fewest=1),
-        _rows(names[1], retain_entropies),
-        _rows(names[2], test_entropies),
+        forget=_rows("forget", forget, fewest=1),
+        retain=_rows("retain", retain),
+        test=_rows("test", test),
     )

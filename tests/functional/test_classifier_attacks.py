@@ -30,6 +30,7 @@ def drawn(count, scale, seed, columns=None):
 
 MEMBERS, NONMEMBERS = drawn(60, 1.0, 0), drawn(60, 2.0, 1)
 FORGET, RETAIN, TEST = drawn(200, 1.5, 2), drawn(90, 1.0, 3), drawn(90, 2.5, 4)
+PARTS = {"forget": FORGET, "retain": RETAIN, "test": TEST}
 
 
 def as_sklearn(members, nonmembers):
@@ -95,7 +96,7 @@ def test_support_vector_attack_is_scikit_learns_classifier(columns):
     width = columns or 1
     features = torch.cat([retain, test]).numpy().reshape(-1, width)
     classifier = SVC(C=3, gamma=1 / width, kernel="rbf").fit(features, [True] * 90 + [False] * 90)
-    shares = support_vector_attack(forget, retain, test)
+    shares = support_vector_attack(forget=forget, retain=retain, test=test)
     oracle = [classifier.predict(part.numpy().reshape(-1, width)).mean() for part in (forget, retain, test)]
     assert [shares.forget, shares.retain, shares.test] == pytest.approx(oracle, abs=1e-12)
     assert shares.efficacy == pytest.approx((~classifier.predict(forget.numpy().reshape(-1, width))).mean())
@@ -105,12 +106,13 @@ def test_support_vector_attack_is_scikit_learns_classifier(columns):
 def test_support_vector_attack_samples_the_larger_set():
     many = torch.from_numpy(np.sort(drawn(400, 1.0, 8).numpy()))
     kept = torch.from_numpy(np.random.default_rng(5).choice(many.numpy(), 90, replace=False))
-    assert support_vector_attack(FORGET, many, TEST, seed=5) == support_vector_attack(FORGET, kept, TEST)
-    assert support_vector_attack(FORGET, many, TEST, seed=5) != support_vector_attack(FORGET, many, TEST, seed=6)
-    # Unbalanced, the classifier takes more for the larger set: here three in four and more.
+    sampled = support_vector_attack(forget=FORGET, retain=many, test=TEST, seed=5)
+    assert sampled == support_vector_attack(forget=FORGET, retain=kept, test=TEST)
+    assert sampled != support_vector_attack(forget=FORGET, retain=many, test=TEST, seed=6)
+    # Unbalanced, the classifier leans to the larger set.
     features = torch.cat([many, TEST]).numpy().reshape(-1, 1)
     unbalanced = SVC(C=3, gamma="auto").fit(features, [1] * 400 + [0] * 90).predict(FORGET.numpy().reshape(-1, 1))
-    assert unbalanced.mean() > support_vector_attack(FORGET, many, TEST).forget + 0.1
+    assert unbalanced.mean() > sampled.forget + 0.1
 
 
 def two_class_softmax(retain, test):
@@ -132,7 +134,7 @@ def two_class_softmax(retain, test):
 def test_entropy_attack_is_multinomial_regression_with_balanced_weights():
     retain, test = torch.linspace(0, 0.6, 40).double() ** 3, torch.linspace(0.1, 1.5, 12).double()
     forget = torch.linspace(0, 1.5, 4001).double()
-    shares = entropy_attack(forget, retain, test)
+    shares = entropy_attack(forget=forget, retain=retain, test=test)
     oracle = two_class_softmax(retain.numpy(), test.numpy())
     assert shares.forget == pytest.approx(oracle(forget.numpy()), abs=1.5 / 4001)
     assert (shares.retain, shares.test) == (oracle(retain.numpy()), oracle(test.numpy()))
@@ -151,19 +153,19 @@ def test_the_order_of_samples_does_not_matter():
         return values[torch.randperm(len(values), generator=shuffle)]
 
     assert torch.equal(logistic_attack(many, NONMEMBERS), logistic_attack(mixed(many), mixed(NONMEMBERS)))
-    parts = FORGET, many, TEST
-    assert support_vector_attack(*parts) == support_vector_attack(*map(mixed, parts))
-    assert entropy_attack(*parts) == entropy_attack(*map(mixed, parts))
-    wide = four[:30], four[30:100], four[100:]
-    assert support_vector_attack(*wide) == support_vector_attack(*map(mixed, wide))
+    parts = {"forget": FORGET, "retain": many, "test": TEST}
+    wide = dict(zip(parts, four.split([30, 70, 20]), strict=True))
+    for attack, given in ((support_vector_attack, parts), (entropy_attack, parts), (support_vector_attack, wide)):
+        assert attack(**given) == attack(**{name: mixed(part) for name, part in given.items()})
 
 
 def test_float32_samples_are_fitted_in_float64():
-    parts = FORGET.float(), RETAIN.float(), TEST.float()
-    doubles = tuple(part.double() for part in parts)
-    assert support_vector_attack(*parts) == support_vector_attack(*doubles)
-    assert entropy_attack(*parts) == entropy_attack(*doubles)
-    assert torch.equal(logistic_attack(*parts[1:]), logistic_attack(*doubles[1:]))
+    floats = {name: part.float() for name, part in PARTS.items()}
+    doubles = {name: part.double() for name, part in floats.items()}
+    assert support_vector_attack(**floats) == support_vector_attack(**doubles)
+    assert entropy_attack(**floats) == entropy_attack(**doubles)
+    pairs = ((parts["forget"], parts["test"]) for parts in (floats, doubles))
+    assert torch.equal(*(logistic_attack(*pair) for pair in pairs))
 
 
 def test_efficacy_is_the_rest_of_the_forget_set():
@@ -179,14 +181,14 @@ def test_efficacy_is_the_rest_of_the_forget_set():
         (logistic_attack, (MEMBERS, NONMEMBERS), {"n_splits": 0}, "n_splits"),
         (logistic_attack, (MEMBERS, NONMEMBERS), {"clip": -1.0}, "clip"),
         (logistic_attack, (MEMBERS, NONMEMBERS), {"seed": -1}, "seed"),
-        (support_vector_attack, (FORGET[:0], RETAIN, TEST), {}, "`forget_features`.* at least 1"),
-        (support_vector_attack, (FORGET, RETAIN[:9], TEST), {}, "`retain_features`"),
-        (support_vector_attack, (FORGET, RETAIN, TEST[:9]), {}, "`test_features`"),
-        (support_vector_attack, (FORGET, RETAIN, TEST * math.inf), {}, "`test_features` to be finite"),
-        (support_vector_attack, (FORGET[:, None].repeat(1, 2), RETAIN, TEST), {}, "equally many .*'forget': 2"),
-        (support_vector_attack, (FORGET, RETAIN, TEST), {"seed": -1}, "seed"),
-        (entropy_attack, (FORGET, RETAIN[:9], TEST), {}, "`retain_entropies`"),
-        (entropy_attack, (FORGET, RETAIN, TEST[:, None]), {}, "`test_entropies` to be a vector"),
+        (support_vector_attack, (), PARTS | {"forget": FORGET[:0]}, "`forget` to be .* at least 1"),
+        (support_vector_attack, (), PARTS | {"retain": RETAIN[:9]}, "`retain` to be .* at least 10"),
+        (support_vector_attack, (), PARTS | {"test": TEST[:9]}, "`test` to be"),
+        (support_vector_attack, (), PARTS | {"test": TEST * math.inf}, "`test` to be finite"),
+        (support_vector_attack, (), PARTS | {"forget": FORGET[:, None].repeat(1, 2)}, "equally many .*'forget': 2"),
+        (support_vector_attack, (), PARTS | {"seed": -1}, "seed"),
+        (entropy_attack, (), PARTS | {"retain": RETAIN[:9]}, "`retain` to be"),
+        (entropy_attack, (), PARTS | {"test": TEST[:, None]}, "`test` to be a vector"),
     ],
 )
 def test_refuses_by_name(attack, arguments, options, match):
@@ -237,7 +239,7 @@ def test_logistic_attack_tells_them_as_well(seen_and_not, form):
 @pytest.mark.parametrize("feature", ["correctness", "confidence", "modified_entropy"])
 def test_forget_samples_pass_for_retain_before_and_for_held_out_ones_after(seen_and_not, feature):
     shares = {
-        name: support_vector_attack(*(attack_features(*outputs[split], feature) for split in outputs))
+        name: support_vector_attack(**{split: attack_features(*part, feature) for split, part in outputs.items()})
         for name, outputs in seen_and_not.items()
     }
     assert shares["original"].forget == pytest.approx(shares["original"].retain, abs=0.04)
@@ -248,7 +250,7 @@ def test_forget_samples_pass_for_retain_before_and_for_held_out_ones_after(seen_
 
 def test_entropy_attack_tells_them_weakly(seen_and_not):
     shares = {
-        name: entropy_attack(*(prediction_entropy(outputs[split][0]) for split in outputs))
+        name: entropy_attack(**{split: prediction_entropy(logits) for split, (logits, _) in outputs.items()})
         for name, outputs in seen_and_not.items()
     }
     assert shares["original"].forget == pytest.approx(shares["original"].retain, abs=0.08)
