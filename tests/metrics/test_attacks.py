@@ -101,6 +101,19 @@ def test_the_order_of_splits_and_the_size_of_batches_do_not_matter(metric):
     assert filled(metric.clone(), PARTS, splits[::-1], batch=7).compute() == value
 
 
+def test_samples_are_kept_in_the_dtype_of_the_metric():
+    logits, targets = PARTS["forget"]
+    entropies, losses = prediction_entropy(logits), LOSSES["forget"]
+    for dtype in (torch.float32, torch.float64):
+        by_entropy, by_loss = EntropyAttack(), ThresholdAttack()
+        for metric in (by_entropy, by_loss):
+            metric.set_dtype(dtype)
+        by_entropy.update(logits, split="forget")
+        by_loss.update(logits, targets, split="forget")
+        assert torch.equal(by_entropy.forget[0], entropies.to(dtype))
+        assert torch.equal(by_loss.member_losses[0], losses.to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_count_for_what_they_are(dtype):
     half = {split: (logits.to(dtype), targets) for split, (logits, targets) in PARTS.items()}
