@@ -19,6 +19,7 @@ __all__ = [
     "membership_auroc",
     "membership_auroc_error",
     "membership_tpr_at_fpr",
+    "threshold_attack",
 ]
 
 
@@ -174,3 +175,32 @@ def membership_accuracy(member_losses: Tensor, nonmember_losses: Tensor) -> Tens
     """
     found, accused = _rates(*_pair(member_losses, nonmember_losses))
     return (found - accused).max() / 2 + 0.5
+
+
+def threshold_attack(member_losses: Tensor, nonmember_losses: Tensor) -> dict[str, Tensor]:
+    """Everything that is reported of a threshold attack.
+
+    Args:
+        member_losses: (N,) losses of members, or another score that is smaller for what looks more like a member.
+        nonmember_losses: (M,) of held-out samples. Retain samples are members: never pass them here.
+
+    Returns:
+        float64 scalars: `membership_auroc` with its standard error `membership_auroc_error`, the shares of members
+        found at 1 % and at 0.1 % false alarms (`membership_tpr_at_1e-2_fpr`, `membership_tpr_at_1e-3_fpr`), and the
+        balanced accuracy of the best threshold, `membership_accuracy`.
+
+    Raises:
+        ValueError: a vector is empty, is not a vector, or holds NaN.
+
+    >>> threshold_attack(torch.tensor([0.1, 0.2, 0.9]), torch.tensor([0.2, 1.0]))["membership_auroc"]
+    tensor(0.7500, dtype=torch.float64)
+    """
+    auroc = membership_auroc(member_losses, nonmember_losses)
+    error = membership_auroc_error(float(auroc), member_losses.numel(), nonmember_losses.numel())
+    return {
+        "membership_auroc": auroc,
+        "membership_auroc_error": torch.tensor(error, dtype=torch.float64, device=auroc.device),
+        "membership_tpr_at_1e-2_fpr": membership_tpr_at_fpr(member_losses, nonmember_losses, 0.01),
+        "membership_tpr_at_1e-3_fpr": membership_tpr_at_fpr(member_losses, nonmember_losses, 0.001),
+        "membership_accuracy": membership_accuracy(member_losses, nonmember_losses),
+    }

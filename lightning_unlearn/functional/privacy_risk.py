@@ -7,86 +7,20 @@ evaluation of privacy risks of machine learning models", arXiv 2003.10595). Trai
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from lightning_unlearn.functional.prediction_scores import INTEGER_DTYPES
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected, shorten
 
-__all__ = ["modified_entropy", "privacy_risk_score"]
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def _log_odds(logits: Tensor) -> Tensor:
-    """log(p_k / (1 - p_k)) for every class, exact to rounding also where p_k is 1 to the last bit."""
-    log_p = logits.log_softmax(dim=1)
-    # 1 - p cancels only where p is above one half, that is for the largest logit: there it is summed from the others.
-    top = logits.argmax(dim=1, keepdim=True)
-    others = logits.scatter(1, top, -math.inf).logsumexp(dim=1, keepdim=True)
-    log_rest = torch.log1p(-log_p.exp().scatter(1, top, 0.0))
-    return (log_p - log_rest).scatter(1, top, logits.gather(1, top) - others)
-
-
-def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""Prediction entropy that knows the true class: 0 for a sure right answer, large for a sure wrong one.
-
-    .. math:: -(1 - p_y) \log p_y - \sum_{k \ne y} p_k \log(1 - p_k)
-
-    In nats, falling in the probability of the true class. It is computed from the log-odds of the logits in float64, so
-    that neither a sure nor a wrong answer has to be replaced by a constant: in probabilities, `1 - p` rounds to zero as
-    soon as the logits lie 37 apart.
-
-    Args:
-        logits: (N, C) with at least two classes, any floating dtype; log-probabilities will do. A class may be
-            excluded by minus infinity.
-        targets: (N,), integer class numbers in [0, C).
-
-    Returns:
-        float64 of shape (N,), at least 0; infinite only where the logits exclude the true class.
-
-    Guarantee:
-        Exact, to rounding.
-
-    Source:
-        Song and Mittal 2021, arXiv 2003.10595.
-
-    Raises:
-        ValueError: shapes, dtypes or class numbers are not as above, or a row of logits holds NaN or plus infinity, or
-            no finite number.
-
-    >>> modified_entropy(torch.tensor([[0.0, 0.0], [0.0, 90.0], [90.0, 0.0]]), torch.tensor([1, 1, 1]))
-    tensor([6.9315e-01, 1.3428e-78, 1.8000e+02], dtype=torch.float64)
-    """
-    if logits.ndim != 2 or targets.shape != logits.shape[:1] or logits.shape[1] < 2:
-        shapes = (tuple(logits.shape), tuple(targets.shape))
-        raise ValueError(expected("logits and targets", "of shapes (N, C) with C of at least 2 and (N,)", shapes))
-    if not logits.is_floating_point() or targets.dtype not in _INTEGERS:
-        raise ValueError(expected("logits and targets", "floating and integer", (logits.dtype, targets.dtype)))
-    outside = (targets < 0) | (targets >= logits.shape[1])
-    if outside.any():
-        wrong = f"class {shorten(targets[outside].tolist())}"
-        raise ValueError(
-            expected("targets", f"class numbers below {logits.shape[1]}", wrong, "Drop unlabelled samples.")
-        )
-    unusable = ~logits.amax(dim=1).isfinite()
-    if unusable.any():
-        remedy = "A class may be excluded by -inf, but not all of them."
-        raise ValueError(expected("logits", "rows with a finite maximum", f"{int(unusable.sum())} other rows", remedy))
-    # Signed so that each class has the odds of what is *not* true of it; then both kinds of terms are one expression.
-    odds = _log_odds(logits.double())
-    truth = targets.long().unsqueeze(1)
-    odds = odds.scatter(1, truth, -odds.gather(1, truth))
-    return -(odds.sigmoid() * logsigmoid(-odds)).sum(dim=1)
+__all__ = ["privacy_risk_score"]
 
 
 def _checked(name: str, scores: Tensor, labels_name: str, labels: Tensor, log_bins: bool) -> Tensor:
     """The scores in float64, if they can be sorted into bins."""
     if scores.ndim != 1 or scores.numel() == 0:
         raise ValueError(expected(name, "a vector of at least one score", tuple(scores.shape)))
-    if labels.shape != scores.shape or labels.dtype not in _INTEGERS:
+    if labels.shape != scores.shape or labels.dtype not in INTEGER_DTYPES:
         got = (tuple(labels.shape), labels.dtype)
         raise ValueError(expected(labels_name, f"an integer vector of {scores.numel()} class numbers", got))
     unusable = int((~scores.isfinite()).sum())
@@ -163,8 +97,9 @@ def privacy_risk_score(
     powers and factors (above the floor); not by every increasing map.
 
     Args:
-        scores: (N,) of the samples in question under the target model, such as those of :func:`modified_entropy` or
-            losses; any floating dtype, binned in float64.
+        scores: (N,) of the samples in question under the target model, such as those of
+            :func:`lightning_unlearn.functional.prediction_scores.modified_entropy`, or losses; any floating dtype,
+            binned in float64.
         labels: (N,), their integer classes.
         shadow_member_scores: (M,) of samples that the shadow model was trained on, under the shadow model.
         shadow_member_labels: (M,), their classes.

@@ -9,9 +9,13 @@ from lightning_unlearn.metrics.average_gap import AverageGap
 from lightning_unlearn.metrics.bias_removal_error import BiasRemovalError
 from lightning_unlearn.metrics.decision_region_change import DecisionRegionChange
 from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
+from lightning_unlearn.metrics.entropy_attack import EntropyAttack
 from lightning_unlearn.metrics.interclass_confusion import InterclassConfusion
+from lightning_unlearn.metrics.logistic_attack import LogisticAttack
 from lightning_unlearn.metrics.membership import LossThresholdAttack
 from lightning_unlearn.metrics.privacy_risk_score import PrivacyRiskScore
+from lightning_unlearn.metrics.support_vector_attack import SupportVectorAttack
+from lightning_unlearn.metrics.threshold_attack import ThresholdAttack
 from lightning_unlearn.metrics.tug_of_war import TugOfWar
 from lightning_unlearn.metrics.unlearning_error import UnlearningError
 from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
@@ -23,11 +27,15 @@ __all__ = [
     "AverageGap",
     "BiasRemovalError",
     "DecisionRegionChange",
+    "EntropyAttack",
     "InterclassConfusion",
     "JSToReference",
     "KLToReference",
+    "LogisticAttack",
     "LossThresholdAttack",
     "PrivacyRiskScore",
+    "SupportVectorAttack",
+    "ThresholdAttack",
     "TugOfWar",
     "UnlearningError",
     "UnlearningMetrics",

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_unlearn.functional.membership import (
-    membership_accuracy,
-    membership_auroc,
-    membership_auroc_error,
-    membership_tpr_at_fpr,
-)
-from lightning_unlearn.results import Target
+from lightning_unlearn.functional.membership import threshold_attack
+from lightning_unlearn.metrics.member_losses import MemberLosses, split_mask
 from lightning_unlearn.types import Split
-from lightning_unlearn.utilities.checks import check_positive_int, expected
+from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["LossThresholdAttack"]
 
 
-def _attack(members: Tensor, nonmembers: Tensor) -> dict[str, Tensor]:
-    auroc = membership_auroc(members, nonmembers)
-    error = membership_auroc_error(float(auroc), members.numel(), nonmembers.numel())
-    return {
-        "membership_auroc": auroc,
-        "membership_auroc_error": torch.tensor(error, dtype=torch.float64, device=auroc.device),
-        "membership_tpr_at_1e-2_fpr": membership_tpr_at_fpr(members, nonmembers, 0.01),
-        "membership_tpr_at_1e-3_fpr": membership_tpr_at_fpr(members, nonmembers, 0.001),
-        "membership_accuracy": membership_accuracy(members, nonmembers),
-    }
-
-
-class LossThresholdAttack(Metric):
+class LossThresholdAttack(MemberLosses):
     """How well a threshold on the loss tells the forgotten samples from samples the model never saw.
 
     Positive class = member (trained on), score = minus the loss. Members are the samples of the forget set,
@@ -43,12 +23,14 @@ class LossThresholdAttack(Metric):
     an extreme: 0.5 only where the forgotten samples are distributed as the held-out ones are.
 
     Losses are kept in the metric's dtype (float32 unless `set_dtype(torch.float64)` was called) and in full.
+    :class:`lightning_unlearn.metrics.ThresholdAttack` takes logits in place of losses, and has other scores.
 
     Args:
         min_samples: Fewest members and fewest non-members that a result is given for. With 20 members the standard
             error of the AUROC is about 0.07.
         kwargs: See :class:`torchmetrics.Metric`.
 
+    >>> import torch
     >>> metric = LossThresholdAttack(min_samples=2)
     >>> metric.update(torch.tensor([0.1, 0.2, 0.9]), split="forget")
     >>> metric.update(torch.tensor([0.2, 1.0]), split="test")
@@ -56,19 +38,8 @@ class LossThresholdAttack(Metric):
     tensor(0.7500, dtype=torch.float64)
     """
 
-    is_differentiable: bool = False
-    higher_is_better: bool = False
-    full_state_update: bool = False
-    target: ClassVar[Target] = "retrained"
-
-    member_losses: list[Tensor]
-    nonmember_losses: list[Tensor]
-
     def __init__(self, *, min_samples: int = 10, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.min_samples = check_positive_int("min_samples", min_samples)
-        self.add_state("member_losses", [], dist_reduce_fx="cat")
-        self.add_state("nonmember_losses", [], dist_reduce_fx="cat")
+        super().__init__(min_samples=min_samples, **kwargs)
 
     def update(self, losses: Tensor, is_member: Tensor | None = None, *, split: Split | None = None) -> None:
         """Add losses, and say whose they are in exactly one of two ways.
@@ -88,26 +59,7 @@ class LossThresholdAttack(Metric):
                     "is_member or split", "given, exactly one of the two", {"is_member": is_member, "split": split}
                 )
             )
-        if losses.ndim != 1 or losses.isnan().any():
-            raise ValueError(expected("losses", "a vector without NaN", tuple(losses.shape), "Pass one loss a sample."))
-        if split == "retain":
-            raise ValueError(
-                expected(
-                    "split",
-                    "'forget' (members) or 'test' (held-out non-members)",
-                    split,
-                    "The model was trained on retain samples, so they cannot stand for non-members.",
-                )
-            )
-        if split is not None:
-            if split not in ("forget", "test"):
-                raise ValueError(expected("split", "'forget' (members) or 'test' (held-out non-members)", split))
-            is_member = torch.full_like(losses, split == "forget", dtype=torch.bool)
-        if is_member is None or is_member.shape != losses.shape or is_member.dtype != torch.bool:
-            raise ValueError(expected("is_member", f"a bool vector of {losses.numel()} entries", is_member))
-        kept = losses.detach().to(self.dtype)
-        self.member_losses.append(kept[is_member])
-        self.nonmember_losses.append(kept[~is_member])
+        self._add(losses, is_member if split is None else split_mask(losses, split))
 
     def forward(
         self, losses: Tensor, is_member: Tensor | None = None, *, split: Split | None = None
@@ -116,7 +68,7 @@ class LossThresholdAttack(Metric):
         self.update(losses, is_member, split=split)
         members, nonmembers = self.member_losses[-1], self.nonmember_losses[-1]
         enough = min(members.numel(), nonmembers.numel()) >= self.min_samples
-        return _attack(members, nonmembers) if enough else {}
+        return threshold_attack(members, nonmembers) if enough else {}
 
     def compute(self) -> dict[str, Tensor]:
         """AUROC with its standard error, share of members found at 1 % and 0.1 % false alarms, balanced accuracy.
@@ -124,22 +76,4 @@ class LossThresholdAttack(Metric):
         Raises:
             ValueError: there are fewer than `min_samples` members or non-members.
         """
-        members, nonmembers = (
-            dim_zero_cat(losses) if len(losses) else torch.empty(0, device=self.device)
-            for losses in (self.member_losses, self.nonmember_losses)
-        )
-        counts = {"forget (members)": members.numel(), "test (non-members)": nonmembers.numel()}
-        if min(counts.values()) < self.min_samples:
-            raise ValueError(
-                expected(
-                    "losses",
-                    f"from at least {self.min_samples} members and {self.min_samples} held-out non-members",
-                    counts,
-                    "Add samples; with this few an attack shows nothing.",
-                )
-            )
-        return _attack(members, nonmembers)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one result of `compute` or a list of them; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)
+        return threshold_attack(*self._groups())

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_unlearn.functional.privacy_risk import modified_entropy, privacy_risk_score
+from lightning_unlearn.functional.prediction_scores import modified_entropy
+from lightning_unlearn.functional.privacy_risk import privacy_risk_score
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.utilities.checks import check_choice, check_positive, check_positive_int, expected

@@ -1,108 +1,16 @@
 """The privacy risk score against written-out loops, exact decimals, and models that did and did not see the samples."""
 
 import math
-from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
-from lightning_unlearn.functional.privacy_risk import modified_entropy, privacy_risk_score
-
-
-def exact_modified_entropy(logits, target):
-    """The formula as it stands, in 700 decimal digits."""
-    with localcontext() as context:
-        context.prec = 700
-        exponentials = [Decimal(value).exp() for value in logits]
-        total = sum(exponentials)
-        shares = [value / total for value in exponentials]
-        terms = [
-            (1 - p) * p.ln() if number == target else p * (1 - p).ln() for number, p in enumerate(shares) if 0 < p < 1
-        ]
-        return float(-sum(terms))
-
-
-ROWS = {
-    "ordinary": [0.3, -1.2, 2.0],
-    "two classes": [0.1, -0.1],
-    "equal": [5.0, 5.0, 5.0, 5.0],
-    "two equal on top": [40.0, 40.0, 0.0],
-    "37 apart, where 1 - p rounds to 0": [37.0, 0.0, -1.0],
-    "hundreds apart": [300.0, 0.0, 299.0],
-    "as far as float16 goes": [600.0, -600.0, 100.0],
-    "far from zero": [2000.0, 2001.0, 1990.0],
-    "many small": [20.0, *[0.0] * 30],
-}
-
-
-@pytest.mark.parametrize("target", [0, 1, -1])
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_modified_entropy_is_the_formula_in_decimals(row, target):
-    target %= len(row)
-    value = modified_entropy(torch.tensor([row], dtype=torch.float64), torch.tensor([target]))
-    assert value.dtype == torch.float64
-    assert value.item() == pytest.approx(exact_modified_entropy(row, target), rel=1e-12, abs=1e-300)
-
-
-def test_modified_entropy_of_a_batch_is_that_of_its_rows():
-    logits = torch.randn(30, 5, generator=torch.Generator().manual_seed(1)) * 20
-    targets = torch.arange(30) % 5
-    values = modified_entropy(logits, targets)
-    for row in range(30):
-        exact = exact_modified_entropy(logits[row].tolist(), targets[row].item())
-        assert values[row].item() == pytest.approx(exact, rel=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_modified_entropy_of_every_dtype_is_float64_and_finite(dtype):
-    huge = torch.finfo(dtype).max / 4
-    logits = torch.tensor([[huge, -huge, 0.0], [0.0, 1.0, 2.0]], dtype=dtype)
-    for target in range(3):
-        value = modified_entropy(logits, torch.tensor([target, target]))
-        assert value.dtype == torch.float64
-        assert value.isfinite().all()
-        assert value[0] == (0 if target == 0 else pytest.approx((huge if target == 2 else 2 * huge) + huge, rel=1e-6))
-    assert torch.equal(
-        modified_entropy(logits[1:], torch.tensor([2])), modified_entropy(logits[1:].double(), torch.tensor([2]))
-    )
-
-
-def test_modified_entropy_falls_in_the_probability_of_the_true_class():
-    logits = torch.stack([torch.linspace(-50, 50, 101), torch.zeros(101), torch.ones(101)], dim=1)
-    assert (modified_entropy(logits, torch.zeros(101, dtype=torch.long)).diff() < 0).all()
-
-
-def test_an_excluded_class_counts_for_nothing_unless_it_is_the_true_one():
-    masked, plain = torch.tensor([[1.0, -math.inf, 0.0]]), torch.tensor([[1.0, 0.0]])
-    assert modified_entropy(masked, torch.tensor([2])) == modified_entropy(plain, torch.tensor([1]))
-    assert modified_entropy(masked, torch.tensor([1])).item() == math.inf
-    only = torch.tensor([[0.0, -math.inf]])
-    assert modified_entropy(only, torch.tensor([0])).item() == 0
-    assert modified_entropy(only, torch.tensor([1])).item() == math.inf
-
-
-@pytest.mark.parametrize(
-    ("logits", "targets", "match"),
-    [
-        (torch.zeros(3, 2), torch.zeros(2, dtype=torch.long), "shapes"),
-        (torch.zeros(3), torch.zeros(3, dtype=torch.long), "shapes"),
-        (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), "C of at least 2"),
-        (torch.zeros(1, 2), torch.zeros(1), "floating and integer"),
-        (torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, dtype=torch.long), "floating and integer"),
-        (torch.zeros(2, 2), torch.tensor([1, 2]), "class numbers below 2, but got 'class 2'"),
-        (torch.zeros(2, 2), torch.tensor([-100, 1]), "class -100"),
-        (torch.tensor([[0.0, math.nan], [0.0, 1.0]]), torch.tensor([0, 0]), "finite maximum, but got '1 other"),
-        (torch.tensor([[0.0, math.inf]]), torch.tensor([0]), "finite maximum, but got '1 other"),
-        (torch.tensor([[-math.inf, -math.inf]]), torch.tensor([0]), "finite maximum, but got '1 other"),
-    ],
-)
-def test_modified_entropy_refuses(logits, targets, match):
-    with pytest.raises(ValueError, match=match):
-        modified_entropy(logits, targets)
+from lightning_unlearn.functional.prediction_scores import modified_entropy
+from lightning_unlearn.functional.privacy_risk import privacy_risk_score
+from tests.helpers.overfitted import noisy_digits, overfitted
 
 
 def risk_oracle(
@@ -336,31 +244,12 @@ def test_refuses_options(options):
         privacy_risk_score(*[ONE, ZERO] * 3, **options)
 
 
-def network(images, labels, seed):
-    """A network that knows its 300 to 450 training images by heart."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-    return net
-
-
 def test_members_of_an_overfitted_model_stand_out_and_those_of_a_retrained_one_do_not():
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(images), generator=generator)
-    # Labels of which three in ten are drawn: what can only be learnt by heart is what tells a member.
-    drawn = torch.rand(len(images), generator=generator) < 0.3
-    labels = torch.where(drawn, torch.randint(10, (len(images),), generator=generator), torch.tensor(digits.target))
+    images, labels, order = noisy_digits()
     trained, held_out, shadow_members, shadow_nonmembers = order.split(450)
     forget, retain = trained[:150], trained[150:]
     original, retrained, shadow = (
-        network(images[rows], labels[rows], seed) for seed, rows in enumerate((trained, retain, shadow_members))
+        overfitted(images[rows], labels[rows], seed) for seed, rows in enumerate((trained, retain, shadow_members))
     )
 
     def seen(net, rows):

@@ -8,16 +8,21 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from torchmetrics.utilities import dim_zero_cat
 
 import lightning_unlearn.metrics as package
+from lightning_unlearn.functional.membership import cross_entropy_per_sample
 from lightning_unlearn.metrics import (
     ActivationDistance,
     AverageGap,
     BiasRemovalError,
     DecisionRegionChange,
+    EntropyAttack,
     InterclassConfusion,
     JSToReference,
     KLToReference,
+    LogisticAttack,
     LossThresholdAttack,
     PrivacyRiskScore,
+    SupportVectorAttack,
+    ThresholdAttack,
     TugOfWar,
     UnlearningError,
     UnlearningMetrics,
@@ -48,6 +53,26 @@ def attacks():
     updates = [((random(size).exp(),), {"split": split}) for size, split in ((6, "forget"), (9, "test"), (1, "test"))]
     mask = torch.tensor([True, False, True, True])
     return [*updates, ((random(4).exp(), mask), {})]
+
+
+SPLITS = (("test", 9), ("forget", 7), ("retain", 12), ("test", 1), ("forget", 5), ("retain", 3), ("test", 6))
+"""Of an attack's samples: uneven batches, ten retain and held-out samples after the fourth, not before."""
+
+
+def attacked(*splits, targets=True):
+    """Logits, of retain samples surer and of held-out samples less sure ones."""
+    scale = {"retain": 3.0, "forget": 2.0, "test": 1.0}
+    updates = []
+    for split, size in SPLITS:
+        logits = random(size, 3) + scale[split] * torch.nn.functional.one_hot(labels(size), 3)
+        if split in splits:
+            updates.append(((logits, labels(size)) if targets else (logits,), {"split": split}))
+    return updates
+
+
+def held_out_losses():
+    updates = attacked("forget", "test")
+    return [((cross_entropy_per_sample(*predictions),), split) for predictions, split in updates]
 
 
 def risks():
@@ -136,6 +161,17 @@ CASES = {
     "UnlearningError-relative": MetricCase(UnlearningError, runs(), {"relative": True, "buffers": "include"}),
     "UnlearningError-layers": MetricCase(UnlearningError, runs(), {"layers": ["a.weight"]}),
     "LossThresholdAttack": MetricCase(LossThresholdAttack, attacks(), {"min_samples": 2}),
+    "ThresholdAttack": MetricCase(ThresholdAttack, attacked("forget", "test"), {"min_samples": 2}),
+    "ThresholdAttack-modified": MetricCase(
+        ThresholdAttack, attacked("forget", "test"), {"score": "modified_entropy", "min_samples": 5}
+    ),
+    "LogisticAttack": MetricCase(LogisticAttack, held_out_losses()),
+    "LogisticAttack-scrub": MetricCase(LogisticAttack, held_out_losses(), {"n_splits": 5, "clip": 100.0, "seed": 3}),
+    "SupportVectorAttack": MetricCase(SupportVectorAttack, attacked("forget", "retain", "test")),
+    "SupportVectorAttack-probabilities": MetricCase(
+        SupportVectorAttack, attacked("forget", "retain", "test"), {"feature": "probabilities", "seed": 1}
+    ),
+    "EntropyAttack": MetricCase(EntropyAttack, attacked("forget", "retain", "test", targets=False)),
     "PrivacyRiskScore": MetricCase(PrivacyRiskScore, risks()),
     "UnlearningMetrics": MetricCase(
         UnlearningMetrics, routed(lambda size: random(size, 3), labels), {"num_classes": 3}

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_unlearn.functional.privacy_risk import modified_entropy, privacy_risk_score
+from lightning_unlearn.functional.prediction_scores import modified_entropy
+from lightning_unlearn.functional.privacy_risk import privacy_risk_score
 from lightning_unlearn.metrics import PrivacyRiskScore
 
 
@@ -92,7 +93,7 @@ def test_a_class_without_shadow_samples_is_named():
     ("args", "group", "match"),
     [
         (TARGETS, "forget", "one of 'target', 'shadow_member', 'shadow_nonmember'"),
-        ((TARGETS[0], TARGETS[1][:5]), "target", "shapes"),
+        ((TARGETS[0], TARGETS[1][:5]), "target", "of shape"),
         ((torch.tensor([[0.0, -math.inf]]), torch.tensor([1])), "target", "finite"),
     ],
 )
