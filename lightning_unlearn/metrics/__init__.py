@@ -5,17 +5,23 @@ that of a retrained model and not an extreme.
 """
 
 from lightning_unlearn.metrics.divergences import JSToReference, KLToReference
+from lightning_unlearn.metrics.forgetting_score import ForgettingScore
+from lightning_unlearn.metrics.klom import KLOM
 from lightning_unlearn.metrics.membership import LossThresholdAttack
 from lightning_unlearn.metrics.privacy_risk_score import PrivacyRiskScore
+from lightning_unlearn.metrics.u_lira import ULiRA
 from lightning_unlearn.metrics.unlearning_error import UnlearningError
 from lightning_unlearn.metrics.unlearning_metrics import UnlearningMetrics
 from lightning_unlearn.metrics.verification_error import VerificationError
 
 __all__ = [
+    "KLOM",
+    "ForgettingScore",
     "JSToReference",
     "KLToReference",
     "LossThresholdAttack",
     "PrivacyRiskScore",
+    "ULiRA",
     "UnlearningError",
     "UnlearningMetrics",
     "VerificationError",

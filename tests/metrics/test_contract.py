@@ -8,10 +8,13 @@ from torchmetrics.classification import MulticlassAUROC
 
 import lightning_unlearn.metrics as package
 from lightning_unlearn.metrics import (
+    KLOM,
+    ForgettingScore,
     JSToReference,
     KLToReference,
     LossThresholdAttack,
     PrivacyRiskScore,
+    ULiRA,
     UnlearningError,
     UnlearningMetrics,
     VerificationError,
@@ -63,6 +66,18 @@ def runs():
     return [(sides, setting) for (sides, _), setting in zip(pairs(), settings, strict=True)]
 
 
+def many_models(sizes=(5, 4), samples=3):
+    """One model a batch, the groups taking turns and of uneven size, numbered backwards."""
+    generator = torch.Generator().manual_seed(8)
+    numbered = [
+        (group, model) for group, size in zip(("unlearned", "retrained"), sizes, strict=True) for model in range(size)
+    ]
+    return [
+        ((torch.randn(samples, 3, generator=generator) * 2, labels(samples)), {"group": group, "model": model})
+        for group, model in sorted(numbered, key=lambda one: -one[1])
+    ]
+
+
 def labels(size):
     return torch.arange(size) % 3
 
@@ -80,6 +95,9 @@ CASES = {
     "UnlearningError-layers": MetricCase(UnlearningError, runs(), {"layers": ["a.weight"]}),
     "LossThresholdAttack": MetricCase(LossThresholdAttack, attacks(), {"min_samples": 2}),
     "PrivacyRiskScore": MetricCase(PrivacyRiskScore, risks()),
+    "KLOM": MetricCase(KLOM, many_models(), {"bins": 5}),
+    "ULiRA": MetricCase(ULiRA, many_models(), {"folds": 2}),
+    "ForgettingScore": MetricCase(ForgettingScore, many_models(), {"resolution": 20}),
     "UnlearningMetrics": MetricCase(
         UnlearningMetrics, routed(lambda size: random(size, 3), labels), {"num_classes": 3}
     ),
