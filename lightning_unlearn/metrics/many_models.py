@@ -79,7 +79,7 @@ class ManyModelsMetric(Metric):
         return torch.full((), math.nan, dtype=torch.float64, device=self.device)
 
     def _check_labels(self, labels: Tensor) -> None:
-        if labels.unique().numel() > 1:
+        if (labels != labels[0]).any():
             rule, remedy = "the same for every model, in the same order", "Do not shuffle the loader."
             raise ValueError(expected("targets", rule, "different ones", remedy))
 
@@ -101,7 +101,7 @@ class ManyModelsMetric(Metric):
             if not numbers.numel():
                 raise ValueError(expected(group, "a group of at least one model", "none", "Call `update` for it."))
             if (numbers.diff() == 0).any():
-                twice = numbers[1:][numbers.diff() == 0].unique().tolist()
+                twice = sorted(set(numbers[1:][numbers.diff() == 0].tolist()))
                 raise ValueError(expected("model", f"a number that is new in {group!r}", twice, "Number the models."))
             found.append(rows[mine][order])
         return found[0], found[1]
