@@ -46,8 +46,10 @@ def likelihood_ratios(
     """
     check_positive("variance_floor", variance_floor)
     unlearned, retrained = checked_groups(unlearned, retrained, clip=clip, fewest=2)
-    observed, _ = checked_groups(observed, retrained, clip=clip, fewest=1)
-    observed = observed.to(unlearned.device)
+    if observed.ndim != 2 or observed.shape[1] != unlearned.shape[1] or observed.isnan().any():
+        rule = f"of shape (attacked, {unlearned.shape[1]}), without NaN"
+        raise ValueError(expected("observed", rule, tuple(observed.shape), "Use one order of samples for all models."))
+    observed = observed.to(unlearned.device).double().clamp(-clip, clip)
     return _log_likelihood(observed, unlearned, variance_floor) - _log_likelihood(observed, retrained, variance_floor)
 
 

@@ -20,7 +20,8 @@ class ULiRA(ManyModelsMetric):
 
     Source, definition and options: :func:`lightning_unlearn.functional.u_lira.u_lira`. The right value is that of one
     group of retrained models against another: accuracy and AUROC 0.5, and as many found as accused. One update a
-    model; its number decides its fold, so give both groups the same numbers.
+    model; folds follow the order of the models' numbers. Give models that share something, such as a seed, the same
+    place in both groups: they are then attacked together, and neither is in the other's fit.
 
     Args:
         folds: In how many parts the models are attacked.

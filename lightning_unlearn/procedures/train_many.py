@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,56 +22,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_unlearn.exceptions import MissingRequirementError, TrainingFailedError
 from lightning_unlearn.procedures.member_files import MemberFiles
+from lightning_unlearn.procedures.trained_members import TrainedMembers
 from lightning_unlearn.procedures.worker_pool import worker_pool
 from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.utilities.checks import check_positive_int, expected, shorten
 from lightning_unlearn.utilities.modes import isolated_rng
 
-__all__ = ["MemberTask", "TrainedMembers", "train_many"]
+__all__ = ["MemberTask", "train_many"]
 
 MemberTask: TypeAlias = Callable[[Any], Any]
 """member -> a LightningModule, or what `load` shall give: tensors, numbers and strings, in dictionaries and lists."""
 
 _Fate: TypeAlias = Literal["trained", "found", "elsewhere"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedMembers:
-    """What `train_many` trained or found; results are read from the folder when they are asked for, one at a time.
-
-    Attributes:
-        folder: Where they are.
-        members: What the task was called with.
-        keys: Key of every member, in the same order.
-        seconds: How long the training of every member took, whenever and wherever that was.
-        trained: Keys that this call trained; the others were there.
-    """
-
-    folder: str
-    members: tuple[Any, ...]
-    keys: tuple[str, ...]
-    seconds: tuple[float, ...]
-    trained: tuple[str, ...]
-
-    def load(self, member: Any) -> Any:
-        """The result of one member, on the CPU; of a LightningModule its `state_dict`.
-
-        Raises:
-            ValueError: it is not one of the members.
-            StoreCorruptedError: its file is damaged.
-        """
-        if member not in self.members:
-            raise ValueError(expected("member", f"one of {shorten(self.members)}", member))
-        return MemberFiles(self.folder).load(self.keys[self.members.index(member)])
-
-    def __iter__(self) -> Iterator[Any]:
-        """The results in the order of the members; only the current one is held."""
-        files = MemberFiles(self.folder)
-        return (files.load(key) for key in self.keys)
-
-    def __len__(self) -> int:
-        """Number of members."""
-        return len(self.members)
 
 
 def train_many(

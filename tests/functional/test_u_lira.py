@@ -41,6 +41,12 @@ def test_nobody_is_attacked_with_a_fit_that_saw_it(folds):
             np.testing.assert_allclose(mine[position].numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("observed", [torch.zeros(3), torch.zeros(2, 6), torch.full((2, 7), float("nan"))])
+def test_refuses_other_samples(observed):
+    with pytest.raises(ValueError, match=r"`observed` to be of shape \(attacked, 7\)"):
+        likelihood_ratios(observed, *groups())
+
+
 def test_accuracy_counts():
     unlearned, retrained = torch.randn(9, 4), torch.randn(7, 4)
     unlearned[0, 0] = 0.0

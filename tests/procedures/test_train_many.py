@@ -23,6 +23,7 @@ from lightning_unlearn.exceptions import (
     StoreCorruptedError,
     TrainingFailedError,
 )
+from lightning_unlearn.functional.klom import klom
 from lightning_unlearn.procedures.member_files import MemberFiles
 from lightning_unlearn.procedures.train_many import _key, train_many
 from tests.helpers.members import Inline, noted, train_module, train_net, train_slowly
@@ -110,6 +111,15 @@ def test_keys_say_what_was_asked_and_not_in_which_order(member, number):
     assert _key(about, member) != _key(about, {**member, "more": number})
     assert _key(about, [member, number]) != _key(about, [member, number + 1])
     assert _key(about, 1) != _key(about, True) != _key(about, "1")
+
+
+def test_groups_of_models_are_what_metrics_compare(tmp_path):
+    """Two versions of one task are two groups of one distribution."""
+    first, second = (inline(train_net, range(60), folder=tmp_path, version=one) for one in ("a", "b"))
+    unlearned, retrained = (torch.stack([one["margins"] for one in runs]) for runs in (first, second))
+    assert unlearned.shape == (60, 5)
+    assert 0.05 < klom(unlearned, retrained).mean() < 1.5
+    assert klom(unlearned + 9, retrained).mean() > 8
 
 
 def test_the_callers_random_state_stays(tmp_path):
