@@ -200,7 +200,10 @@ def is_running(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
-@pytest.mark.parametrize("whole_group", [True, False], ids=["all processes", "the parent alone"])
+@pytest.mark.parametrize(
+    "whole_group",
+    [pytest.param(True, id="all processes"), pytest.param(False, id="the parent alone", marks=pytest.mark.slow)],
+)
 def test_killed_in_the_middle_nothing_is_lost_or_repeated(tmp_path, whole_group):
     script, (runs, log, gate) = begun_script(tmp_path)
     try:
