@@ -1,5 +1,7 @@
 """The exceptions of the package: one tree, each leaf also the built-in it is a kind of."""
 
+from collections.abc import Mapping
+
 __all__ = [
     "DeletionRequestError",
     "LightningUnlearnError",
@@ -8,6 +10,7 @@ __all__ = [
     "NoEffectWarning",
     "StoreCorruptedError",
     "StoreMismatchError",
+    "TrainingFailedError",
     "UnlearningWarning",
     "UnsupportedStrategyError",
 ]
@@ -35,6 +38,18 @@ class DeletionRequestError(LightningUnlearnError, ValueError):
 
 class MissingRequirementError(LightningUnlearnError, TypeError):
     """The method needs something that it was not given (a store, retain data, a factory, ...)."""
+
+
+class TrainingFailedError(LightningUnlearnError, RuntimeError):
+    """Some of many trainings failed; the others are finished and kept.
+
+    Attributes:
+        failures: Key of a member -> what its training raised.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, BaseException] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
 
 
 class UnsupportedStrategyError(LightningUnlearnError, NotImplementedError):

@@ -20,7 +20,7 @@ from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError
 from lightning_unlearn.store.commits import Commit, rank_directory
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of
 from lightning_unlearn.store.segment import read_header
-from lightning_unlearn.store.state_tree import flatten_state, unflatten_state
+from lightning_unlearn.store.state_tree import flatten_state, unflatten_state, without_shared_memory
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
@@ -84,11 +84,6 @@ def build_anchor(
         "rng": None if rng is None else {name: getattr(rng, name) for name in _RNG},
     }
     tree = {name: flatten_state(part, name, tensors) for name, part in state.items()}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if storage in seen else tensor  # safetensors refuses shared memory
-        seen.add(storage)
     metadata = {
         "format": "lightning-unlearn/anchor",
         "version": str(FORMAT_VERSION),
@@ -97,7 +92,7 @@ def build_anchor(
         "step": str(step),
         "state": json.dumps(tree, separators=(",", ":"), allow_nan=False),
     }
-    data = save_tensors(tensors, metadata)
+    data = save_tensors(without_shared_memory(tensors), metadata)
     return AnchorContents(step, data, digest_of(data))
 
 

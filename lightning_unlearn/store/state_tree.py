@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["flatten_state", "unflatten_state"]
+__all__ = ["flatten_state", "unflatten_state", "without_shared_memory"]
 
 
 def flatten_state(state: object, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -61,6 +61,23 @@ def flatten_state(state: object, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(
         expected(path, "made of tensors, numbers, strings and collections", type(state).__name__, "Leave it out.")
     )
+
+
+def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, copied where they share memory with one before them: safetensors refuses those.
+
+    >>> import torch
+    >>> tied = torch.zeros(2)
+    >>> {name: one is tied for name, one in without_shared_memory({"a": tied, "b": tied}).items()}
+    {'a': True, 'b': False}
+    """
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separate
 
 
 def unflatten_state(tree: Any, tensors: Mapping[str, Tensor]) -> Any:

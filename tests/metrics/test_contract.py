@@ -10,11 +10,13 @@ from torchmetrics.utilities import dim_zero_cat
 import lightning_unlearn.metrics as package
 from lightning_unlearn.functional.membership import cross_entropy_per_sample
 from lightning_unlearn.metrics import (
+    KLOM,
     ActivationDistance,
     AverageGap,
     BiasRemovalError,
     DecisionRegionChange,
     EntropyAttack,
+    ForgettingScore,
     InterclassConfusion,
     JSToReference,
     KLToReference,
@@ -24,6 +26,7 @@ from lightning_unlearn.metrics import (
     SupportVectorAttack,
     ThresholdAttack,
     TugOfWar,
+    ULiRA,
     UnlearningError,
     UnlearningMetrics,
     VerificationError,
@@ -94,6 +97,18 @@ def runs():
     """Trainings of different length and learning rate."""
     settings = [{"lr": 0.1 * (number + 1), "steps": number + 2, "singular_value": 3.0} for number in range(4)]
     return [(sides, setting) for (sides, _), setting in zip(pairs(), settings, strict=True)]
+
+
+def many_models(sizes=(5, 4), samples=3):
+    """One model a batch, the groups taking turns and of uneven size, numbered backwards."""
+    generator = torch.Generator().manual_seed(8)
+    numbered = [
+        (group, model) for group, size in zip(("unlearned", "retrained"), sizes, strict=True) for model in range(size)
+    ]
+    return [
+        ((torch.randn(samples, 3, generator=generator) * 2, labels(samples)), {"group": group, "model": model})
+        for group, model in sorted(numbered, key=lambda one: -one[1])
+    ]
 
 
 def labels(size):
@@ -173,6 +188,9 @@ CASES = {
     ),
     "EntropyAttack": MetricCase(EntropyAttack, attacked("forget", "retain", "test", targets=False)),
     "PrivacyRiskScore": MetricCase(PrivacyRiskScore, risks()),
+    "KLOM": MetricCase(KLOM, many_models(), {"bins": 5}),
+    "ULiRA": MetricCase(ULiRA, many_models(), {"folds": 2}),
+    "ForgettingScore": MetricCase(ForgettingScore, many_models(), {"resolution": 20}),
     "UnlearningMetrics": MetricCase(
         UnlearningMetrics, routed(lambda size: random(size, 3), labels), {"num_classes": 3}
     ),
