@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lightning_unlearn.functional.unlearning_error import unlearning_error_from_distance
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_unlearn.functional.unlearning_error import unlearning_error_from_distance
 from lightning_unlearn.functional.weight_distance import verification_error
 
 __all__ = ["EPOCHS", "LEARNING_RATES", "toy_rows"]
