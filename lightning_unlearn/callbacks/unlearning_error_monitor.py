@@ -73,6 +73,7 @@ class UnlearningErrorMonitor(Anchored):
 
     Args:
         every_n_steps: Optimizer steps between measurements; one costs up to `max_iterations` times two backward passes.
+        at_epoch_end: Measure after every epoch as well.
         batch: What the Hessian is measured on: `"first"`, the first batch of the fit (of every process), kept; that in
             hand, `"current"`; or a batch of one's own, as the loader gives it. The first batch of a resumed fit is
             another: batches are personal data and not put into checkpoints.
@@ -103,6 +104,7 @@ class UnlearningErrorMonitor(Anchored):
         self,
         every_n_steps: int = 200,
         *,
+        at_epoch_end: bool = False,
         batch: Literal["first", "current"] | Any = "first",
         estimator: CurvatureEstimator = "singular_value",
         lr: float | None = None,
@@ -116,6 +118,7 @@ class UnlearningErrorMonitor(Anchored):
         self._every = check_positive_int("every_n_steps", every_n_steps)
         if isinstance(batch, str):
             check_choice("batch", batch, ("first", "current"))
+        self._at_epoch_end = at_epoch_end
         self._source = batch
         self._estimator: CurvatureEstimator = check_choice(
             "estimator", estimator, ("singular_value", "sqrt_eigenvalue")
@@ -208,15 +211,24 @@ class UnlearningErrorMonitor(Anchored):
         if (self._steps - 1) % self._every == 0:
             self._log(trainer, pl_module, self._measure(trainer, pl_module))
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, where that was asked for."""
+        if self._at_epoch_end and self._due():
+            self._log(trainer, pl_module, self._measure(trainer, pl_module))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the final weights, and give back the batch."""
-        if self._steps and (not self.history or self.history[-1].step != self._steps):
+        if self._due():
             self._measure(trainer, pl_module)
         self._held = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give back the batch."""
         self._held = None
+
+    def _due(self) -> bool:
+        """Whether there were steps since the last measurement."""
+        return bool(self._steps) and (not self.history or self.history[-1].step != self._steps)
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> UnlearningErrorRecord:
         started = time.perf_counter()
@@ -250,4 +262,5 @@ class UnlearningErrorMonitor(Anchored):
         share = self._spent / (time.perf_counter() - self._started)
         values = {"": record.unlearning_error, "_distance": record.distance, "_singular_value": record.singular_value}
         for suffix, value in {**values, "_share_of_time": share}.items():
-            module.log(f"{self.name}{suffix}", value, on_step=True, on_epoch=False)
+            ends = module._current_fx_name == "on_train_epoch_end"
+            module.log(f"{self.name}{suffix}", value, on_step=not ends, on_epoch=ends)

@@ -173,6 +173,24 @@ def test_what_is_logged_and_what_it_is_measured_on():
     assert histories["current"][2] != pytest.approx(histories["first"][2], rel=1e-3)
 
 
+def test_after_every_epoch_as_well():
+    logged = []
+
+    class Reads(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            logged.append(float(trainer.callback_metrics["unlearning_error_distance"]))
+
+    monitor = UnlearningErrorMonitor(3, at_epoch_end=True)
+    fit(Small(), monitor, Reads(), max_epochs=3, limit_train_batches=4)
+    assert [record.step for record in monitor.history] == [1, 4, 7, 8, 10, 12]
+    by_step = {record.step: record.distance for record in monitor.history}
+    # What an epoch's end logs is in the metrics a hook later; the last step had been measured as a step.
+    assert logged[0] == pytest.approx(by_step[4], rel=1e-6)
+    plain = UnlearningErrorMonitor(3)
+    fit(Small(), plain, max_epochs=3, limit_train_batches=4)
+    assert [record.step for record in plain.history] == [1, 4, 7, 10, 12]
+
+
 def test_the_estimator_of_the_code():
     paper = UnlearningErrorMonitor(2, **EXACT)
     code = UnlearningErrorMonitor(2, estimator="sqrt_eigenvalue", name="code", **EXACT)
