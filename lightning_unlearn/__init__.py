@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from lightning_unlearn.callbacks.weight_change_penalty import WeightChangePenalty
     from lightning_unlearn.data.datamodule import UnlearningDataModule
     from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
+    from lightning_unlearn.data.padding import own_samples
     from lightning_unlearn.deltas.judgement import PlanThresholds
     from lightning_unlearn.deltas.ledger import DeletionLedger
     from lightning_unlearn.deltas.placebo import placebo_request
     from lightning_unlearn.deltas.plan import DeletionPlan
     from lightning_unlearn.deltas.request import DeletionRequest
+    from lightning_unlearn.functional.intervals import paired_bootstrap, student_interval
     from lightning_unlearn.functional.pruning import Pruning
+    from lightning_unlearn.functional.score_gaps import SplitScores, average_gap, tug_of_war, tug_of_war_membership
     from lightning_unlearn.methods import (
         Amnesiac,
         BadTeacher,
@@ -66,53 +69,79 @@ if TYPE_CHECKING:
         plan_rewind,
     )
     from lightning_unlearn.metrics import (
+        KLOM,
+        ActivationDistance,
+        AverageGap,
+        BiasRemovalError,
+        DecisionRegionChange,
+        EntropyAttack,
+        ForgettingScore,
+        InterclassConfusion,
         JSToReference,
         KLToReference,
+        LogisticAttack,
         LossThresholdAttack,
         PrivacyRiskScore,
+        SupportVectorAttack,
+        ThresholdAttack,
+        TugOfWar,
+        ULiRA,
         UnlearningError,
         UnlearningMetrics,
         VerificationError,
+        ZeroRetrainForgetting,
     )
     from lightning_unlearn.modules.unlearning_module import UnlearningModule
     from lightning_unlearn.procedures.compare import compare_models
     from lightning_unlearn.procedures.guards import ProbeThresholds
     from lightning_unlearn.procedures.outcome import UnlearningResult
     from lightning_unlearn.procedures.sisa import SisaTraining
+    from lightning_unlearn.procedures.train_many import train_many
+    from lightning_unlearn.procedures.trained_members import TrainedMembers
     from lightning_unlearn.procedures.twin import Twins, train_twins
     from lightning_unlearn.report import UnlearningReport
     from lightning_unlearn.results import EvaluationResult
     from lightning_unlearn.shards.manifest import SisaPlan
     from lightning_unlearn.store.delta_store import DeltaStore
     from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
+    from lightning_unlearn.utilities.costs import measure_cost
 
 _HOMES = {
+    "ActivationDistance": "metrics",
     "Amnesiac": "methods",
+    "AverageGap": "metrics",
     "BadTeacher": "methods",
     "BatchAdapter": "utilities.batch_adapter",
+    "BiasRemovalError": "metrics",
     "BoundaryExpanding": "methods",
     "BoundaryShrink": "methods",
     "CEFineTune": "methods",
     "CatastrophicForgettingK": "methods",
+    "DecisionRegionChange": "metrics",
     "DeletionLedger": "deltas.ledger",
     "DeletionPlan": "deltas.plan",
     "DeletionRequest": "deltas.request",
     "DeltaGrad": "methods",
     "DeltaRecorder": "callbacks.delta_recorder",
     "DeltaStore": "store.delta_store",
+    "EntropyAttack": "metrics",
     "EvaluationResult": "results",
     "ExactUnlearningK": "methods",
     "FineTune": "methods",
     "FisherForgetting": "methods",
+    "ForgettingScore": "metrics",
     "GradientAscent": "methods",
     "ICEFineTune": "methods",
     "InfluenceUnlearning": "methods",
+    "InterclassConfusion": "metrics",
     "JSToReference": "metrics",
     "KLFineTune": "methods",
+    "KLOM": "metrics",
     "KLToReference": "metrics",
     "L1Sparse": "methods",
     "LabelFlipping": "methods",
     "Lockstep": "callbacks.lockstep",
+    "LogisticAttack": "metrics",
     "LossThresholdAttack": "metrics",
     "NegGradPlus": "methods",
     "PartialAmnesiac": "methods",
@@ -135,10 +164,16 @@ _HOMES = {
     "SisaEnsemble": "methods",
     "SisaPlan": "shards.manifest",
     "SisaTraining": "procedures.sisa",
+    "SplitScores": "functional.score_gaps",
     "StandardDeviationPenalty": "callbacks.standard_deviation_penalty",
     "SubjectGroupedBatchSampler": "data.grouping",
     "SubjectGrouping": "callbacks.subject_grouping",
+    "SupportVectorAttack": "metrics",
+    "ThresholdAttack": "metrics",
+    "TrainedMembers": "procedures.trained_members",
+    "TugOfWar": "metrics",
     "Twins": "procedures.twin",
+    "ULiRA": "metrics",
     "UnlearningDataModule": "data.datamodule",
     "UnlearningError": "metrics",
     "UnlearningErrorMonitor": "callbacks.unlearning_error_monitor",
@@ -150,43 +185,61 @@ _HOMES = {
     "Unsir": "methods",
     "VerificationError": "metrics",
     "WeightChangePenalty": "callbacks.weight_change_penalty",
+    "ZeroRetrainForgetting": "metrics",
     "as_batch_adapter": "utilities.batch_adapter",
+    "average_gap": "functional.score_gaps",
     "compare_models": "procedures.compare",
     "divided_every": "callbacks.penalty",
     "evaluate": "api",
+    "measure_cost": "utilities.costs",
+    "own_samples": "data.padding",
+    "paired_bootstrap": "functional.intervals",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
+    "student_interval": "functional.intervals",
+    "train_many": "procedures.train_many",
     "train_twins": "procedures.twin",
+    "tug_of_war": "functional.score_gaps",
+    "tug_of_war_membership": "functional.score_gaps",
     "unlearn": "api",
 }
 
 __all__ = [
+    "KLOM",
+    "ActivationDistance",
     "Amnesiac",
+    "AverageGap",
     "BadTeacher",
     "BatchAdapter",
+    "BiasRemovalError",
     "BoundaryExpanding",
     "BoundaryShrink",
     "CEFineTune",
     "CatastrophicForgettingK",
+    "DecisionRegionChange",
     "DeletionLedger",
     "DeletionPlan",
     "DeletionRequest",
     "DeltaGrad",
     "DeltaRecorder",
     "DeltaStore",
+    "EntropyAttack",
     "EvaluationResult",
     "ExactUnlearningK",
     "FineTune",
     "FisherForgetting",
+    "ForgettingScore",
     "GradientAscent",
     "ICEFineTune",
     "InfluenceUnlearning",
+    "InterclassConfusion",
     "JSToReference",
     "KLFineTune",
     "KLToReference",
     "L1Sparse",
     "LabelFlipping",
     "Lockstep",
+    "LogisticAttack",
     "LossThresholdAttack",
     "NegGradPlus",
     "PartialAmnesiac",
@@ -209,10 +262,16 @@ __all__ = [
     "SisaEnsemble",
     "SisaPlan",
     "SisaTraining",
+    "SplitScores",
     "StandardDeviationPenalty",
     "SubjectGroupedBatchSampler",
     "SubjectGrouping",
+    "SupportVectorAttack",
+    "ThresholdAttack",
+    "TrainedMembers",
+    "TugOfWar",
     "Twins",
+    "ULiRA",
     "UnlearningDataModule",
     "UnlearningError",
     "UnlearningErrorMonitor",
@@ -224,14 +283,23 @@ __all__ = [
     "Unsir",
     "VerificationError",
     "WeightChangePenalty",
+    "ZeroRetrainForgetting",
     "__version__",
     "as_batch_adapter",
+    "average_gap",
     "compare_models",
     "divided_every",
     "evaluate",
+    "measure_cost",
+    "own_samples",
+    "paired_bootstrap",
     "placebo_request",
     "plan_rewind",
+    "student_interval",
+    "train_many",
     "train_twins",
+    "tug_of_war",
+    "tug_of_war_membership",
     "unlearn",
 ]
 
