@@ -52,6 +52,7 @@ class ThinnedBatches:
         self._arrange = arrange
         self._unit = unit
         self._checks_at_end: bool | None = None
+        self._counted: float = float("inf")
         self.kept: list[Any] | None = None
 
     def begin(self) -> None:
@@ -60,7 +61,8 @@ class ThinnedBatches:
         Workers prefetch while it sets them up, so the first epoch may be drawn before it counts the loader's batches.
         """
         if self._checks_at_end is None:  # as the Trainer found it: later epochs would find what is put there below
-            self._checks_at_end = vars(self._trainer)["val_check_batch"] == self._trainer.fit_loop.max_batches
+            self._counted = self._trainer.fit_loop.max_batches
+            self._checks_at_end = vars(self._trainer)["val_check_batch"] == self._counted
         self._tell()
 
     def __iter__(self) -> Iterator[Any]:
@@ -75,9 +77,11 @@ class ThinnedBatches:
 
     def _most(self) -> int | None:
         limit = vars(self._trainer)["limit_train_batches"]
-        if isinstance(limit, int):
-            return limit
-        return None if limit == 1.0 else int(len(self._own) * limit)
+        if not isinstance(limit, int):
+            limit = float("inf") if limit == 1.0 else int(len(self._own) * limit)
+        # A sampler may grow between being counted and being drawn; what was not counted is not trained on.
+        most = min(limit, self._counted)
+        return None if most == float("inf") else int(most)
 
     def _tell(self) -> None:
         if self.kept is None or self._checks_at_end is None:
