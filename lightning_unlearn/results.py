@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from lightning_unlearn.types import Split
 
-__all__ = ["EvaluationResult", "MetricValue", "ModelRole", "Outcome", "StageResult", "Target", "to_dict"]
+__all__ = ["EvaluationResult", "MetricValue", "ModelRole", "NoiseFloor", "Outcome", "StageResult", "Target", "to_dict"]
 
 ModelRole: TypeAlias = Literal["original", "unlearned", "retrained", "placebo"]
 Target: TypeAlias = Literal["high", "low", "retrained"]
@@ -66,6 +66,27 @@ def to_dict(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """What a metric does from one retraining to another; what differs no more than that shows nothing.
+
+    Attributes:
+        mean: Mean of the metric over retrained models; of a distance, over those it was measured from to the first.
+        spread: Standard deviation over them (unbiased).
+        count: How many numbers it was computed from, at least two.
+
+    >>> print(NoiseFloor(0.5, 0.012, 3))
+    0.5 ± 0.012 (3)
+    """
+
+    mean: float
+    spread: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} ± {self.spread:.2g} ({self.count})"
+
+
+@dataclass(frozen=True, slots=True)
 class MetricValue:
     """One metric of one model.
 
@@ -80,6 +101,9 @@ class MetricValue:
         target: What kind of right value the metric has.
         spread: Standard error of `value` over the samples of this evaluation, or `None`.
         verdict: The comparison in words.
+        interval: Ends of a 95 % interval for `value` over samples, or `None` where none can be given; it does not
+            contain the noise between trainings.
+        noise_floor: The metric over retrained models, `None` where fewer than two numbers of it are there.
     """
 
     name: str
@@ -92,6 +116,8 @@ class MetricValue:
     target: Target
     spread: float | None
     verdict: str
+    interval: tuple[float, float] | None = None
+    noise_floor: NoiseFloor | None = None
 
 
 @dataclass(frozen=True, slots=True)

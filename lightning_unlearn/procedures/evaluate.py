@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.procedures.comparison import Comparison
 from lightning_unlearn.procedures.evidence import gather_evidence
 from lightning_unlearn.procedures.outputs import Adapter, ModelOutputs, collect_outputs_together
-from lightning_unlearn.procedures.rows import Comparison, metric_rows
+from lightning_unlearn.procedures.rows import metric_rows
 from lightning_unlearn.procedures.verdict import DecisionRule, decide
 from lightning_unlearn.results import EvaluationResult, ModelRole
 from lightning_unlearn.types import Split
@@ -46,7 +47,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure original, unlearned, retrained and placebo model side by side, and say what follows.
 
-    The right value of every metric is the retrained model's. First it is asked whether there was anything to forget;
+    The right value of every metric is the retrained model's. Rows have an interval over samples where one can be given,
+    and with `references` the noise floor between trainings. First it is asked whether there was anything to forget;
     then whether the unlearned model moved to the reference, clearly more than the placebo, and unharmed. Parameter
     distance is reported and decides nothing. All models see each batch together, so differences are taken sample by
     sample, whatever the loaders' order. Nothing is trained, and models, modes and random state are left as they were.
@@ -54,12 +56,13 @@ def evaluate(
     Args:
         original: The trained model that holds the samples.
         unlearned: The model after the forgetting pass.
-        data: Loaders of `"forget"` and `"test"` (held out from all training), optionally `"retain"`. Evaluation form:
-            no augmentation, no dropped last batch.
+        data: Loaders of `"forget"` and `"test"` (held out from all training), optionally `"retain"`, which ToW and
+            average gap need. Evaluation form: no augmentation, no dropped last batch.
         retrained: A model trained without the forgotten samples. Without one, held-out samples stand in for it.
         placebo: The original after the same pass for an *innocent* group of the same size and placement. "Forgotten"
             is said only with one.
-        references: Further retrained models (other seeds); they measure the noise between trainings.
+        references: Further retrained models (other seeds); they measure the noise between trainings. Distances to
+            `retrained` have a noise floor with two or more, other metrics with one, which makes two retrained models.
         true_targets: True labels of the forget set in its loader's order, (N,), where labels were wrong: a second
             score, and it tells the rule that held-out data are no stand-in for the labels given.
         paired: Whether `retrained` shares initial weights and order of data with `original`. Otherwise the
@@ -170,8 +173,14 @@ def _true_outputs(
 def _notes(comparison: Comparison) -> tuple[str, ...]:
     members = len(comparison.outputs["original"]["forget"])
     notes = ["Spreads are standard errors over samples; they do not contain the noise between training runs."]
+    notes.append(
+        "Intervals (95 %) are over samples as well: Student's for means, Agresti and Coull's for accuracies, normal "
+        "with Hanley and McNeil's error for an AUROC. An AUROC of 0 or 1 has none, nor has what no error is known of."
+    )
     auroc_error = 0.29 / members**0.5
     notes.append(f"With {members} forgotten samples an AUROC near 0.5 has a standard error of about {auroc_error:.2f}.")
+    if min(members, len(comparison.outputs["original"]["test"])) >= comparison.min_members:
+        notes.append("Attacks by loss and by confidence order samples alike: together they are one piece of evidence.")
     if comparison.altered:
         notes.append(
             "Labels of the forget set are wrong: a model that never saw them has a high loss there, so a membership "

@@ -2,215 +2,200 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-from lightning import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.functional.divergences import kl_to_reference
-from lightning_unlearn.functional.membership import membership_auroc, membership_auroc_error
+from lightning_unlearn.functional.divergences import activation_distance, js_to_reference, kl_to_reference
+from lightning_unlearn.functional.prediction_scores import MembershipScore, membership_score
+from lightning_unlearn.functional.score_gaps import SplitScores, average_gap, tug_of_war
 from lightning_unlearn.functional.weight_distance import verification_error
-from lightning_unlearn.procedures.evidence import mean_estimate, share_estimate
+from lightning_unlearn.procedures.comparison import Comparison, Metric, noise_floor, rows_of
+from lightning_unlearn.procedures.measured import Measured, measured_auroc, measured_mean, measured_share
 from lightning_unlearn.procedures.outputs import ModelOutputs
-from lightning_unlearn.procedures.verdict import Estimate
-from lightning_unlearn.results import MetricValue, ModelRole, Target
+from lightning_unlearn.results import MetricValue, ModelRole, NoiseFloor, Target
 from lightning_unlearn.types import Split
 
-__all__ = ["Comparison", "metric_rows"]
+__all__ = ["metric_rows"]
 
-ROLES: tuple[ModelRole, ...] = ("original", "unlearned", "retrained", "placebo")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What the rows are computed from.
-
-    Attributes:
-        models: Role -> module.
-        outputs: Role -> split -> outputs.
-        references: Further retrained models: a module and its outputs by split, for each.
-        true_outputs: Role -> outputs on the forget set scored against the true labels, empty if they are not known.
-        altered: Whether any label of the forget set is known to be wrong.
-        paired: Whether the retrained model shares initial weights and order of data with the original.
-        min_members: Fewest members and non-members that a membership attack is run with.
-    """
-
-    models: Mapping[ModelRole, LightningModule]
-    outputs: Mapping[ModelRole, Mapping[Split, ModelOutputs]]
-    references: Sequence[tuple[LightningModule, Mapping[Split, ModelOutputs]]]
-    true_outputs: Mapping[ModelRole, ModelOutputs]
-    altered: bool
-    paired: bool
-    min_members: int = 10
-
-
-Measure = Callable[[ModelRole], tuple[float, float | None]]
+_BySplit: TypeAlias = Mapping[Split, ModelOutputs]
+_SPLITS: tuple[Split, ...] = ("forget", "retain", "test")
 
 
 def metric_rows(comparison: Comparison) -> tuple[MetricValue, ...]:
-    """Measure everything that can be measured; a metric whose requirements are not met has no row."""
-    return (
-        *_scores(comparison),
-        *_true_label_accuracy(comparison),
-        *_divergences(comparison),
-        *_membership(comparison),
-        *_weights(comparison),
-    )
+    """Measure everything that can be measured; a metric whose requirements are not met has no row.
+
+    In reading order: scores, what sums them up, distances of answers, membership attacks, distance of weights.
+    """
+    parts = (_scores, _true_label_accuracy, _summaries, _divergences, _membership, _weights)
+    return tuple(row for part in parts for metric in part(comparison) for row in rows_of(metric))
 
 
-def _rows(
-    comparison: Comparison,
+def _accuracy(outputs: ModelOutputs) -> Measured:
+    return measured_share(outputs.correct)
+
+
+def _loss(outputs: ModelOutputs) -> Measured:
+    return measured_mean(outputs.losses)
+
+
+def _confidence(outputs: ModelOutputs) -> Measured:
+    return measured_mean(outputs.confidences)
+
+
+_SCORES: tuple[tuple[str, str, Split, Callable[[ModelOutputs], Measured]], ...] = (
+    ("forget_accuracy", "Accuracy on the forget set", "forget", _accuracy),
+    ("retain_accuracy", "Accuracy on the retain set", "retain", _accuracy),
+    ("test_accuracy", "Accuracy on held-out data", "test", _accuracy),
+    ("forget_loss", "Loss on the forget set (nats)", "forget", _loss),
+    ("forget_confidence", "Confidence in the forget labels", "forget", _confidence),
+)
+
+
+def _scores(comparison: Comparison) -> Iterator[Metric]:
+    """Accuracy on every split, loss and confidence on the forget set."""
+    for name, label, split, score in _SCORES:
+        if split not in comparison.outputs["original"]:
+            continue
+        found = {role: score(outputs[split]) for role, outputs in comparison.outputs.items()}
+        note = ""
+        right: dict[ModelRole, float] = {}
+        if comparison.has_retrained:
+            right = dict.fromkeys(found, found["retrained"].value)
+        elif split == "forget" and not comparison.altered:
+            right = {role: score(outputs["test"]).value for role, outputs in comparison.outputs.items()}
+            note = "The reference is the model's own value on held-out data."
+        others = [score(outputs[split]).value for _, outputs in comparison.references]
+        yield Metric(name, label, split, "retrained", found, right, _floor(found, others), note)
+
+
+def _floor(found: Mapping[ModelRole, Measured], others: Sequence[float]) -> NoiseFloor | None:
+    """Over the retrained model and the further ones."""
+    return noise_floor([found["retrained"].value, *others]) if "retrained" in found else None
+
+
+def _true_label_accuracy(comparison: Comparison) -> Iterator[Metric]:
+    if not comparison.true_outputs:
+        return
+    found = {role: _accuracy(outputs) for role, outputs in comparison.true_outputs.items()}
+    targets = comparison.true_outputs["original"].targets
+    others = [_accuracy(one["forget"].with_targets(targets)).value for _, one in comparison.references]
+    right = dict.fromkeys(found, found["retrained"].value) if comparison.has_retrained else {}
+    label = "Accuracy on the forget set, true labels"
+    yield Metric("true_label_accuracy", label, "forget", "retrained", found, right, _floor(found, others))
+
+
+_SUMMARIES: tuple[tuple[str, str, Target, Callable[[SplitScores, SplitScores], float], float], ...] = (
+    ("tug_of_war", "ToW: agreement of the three accuracies", "high", tug_of_war, 1.0),
+    ("average_gap", "Average gap of the three accuracies", "low", average_gap, 0.0),
+)
+
+
+def _summaries(comparison: Comparison) -> Iterator[Metric]:
+    """All accuracies in one number; of absolute gaps, which are never below 0, no interval over samples is given."""
+    if not comparison.has_retrained or "retain" not in comparison.outputs["original"]:
+        return
+    scores = {role: _split_scores(outputs) for role, outputs in comparison.outputs.items()}
+    others = [_split_scores(outputs) for _, outputs in comparison.references]
+    for name, label, target, summary, ideal in _SUMMARIES:
+        found = {role: Measured(summary(one, scores["retrained"])) for role, one in scores.items()}
+        again = [summary(one, scores["retrained"]) for one in others]
+        yield _distance(name, label, None, target, found, again, ideal)
+
+
+def _split_scores(outputs: _BySplit) -> SplitScores:
+    forget, retain, test = (_accuracy(outputs[split]).value for split in _SPLITS)
+    return SplitScores(forget, retain, test)
+
+
+def _distance(
     name: str,
     label: str,
     split: Split | None,
     target: Target,
-    measure: Measure,
-    reference: Callable[[ModelRole], float | None],
-    note: str = "",
-) -> list[MetricValue]:
-    rows = []
-    for role in ROLES:
-        if role in comparison.models:
-            value, spread = measure(role)
-            right = reference(role)
-            gap = None if right is None else value - right
-            words = _words(role, value, right, gap, spread, target) + (f" {note}" if note else "")
-            rows.append(MetricValue(name, label, role, split, value, right, gap, target, spread, words))
-    return rows
+    found: Mapping[ModelRole, Measured],
+    others: Sequence[float],
+    ideal: float = 0.0,
+) -> Metric:
+    """A metric of a model *and* the retrained one: right is what another retraining has, or else the ideal."""
+    right = statistics.fmean(others) if others else ideal
+    note = "The right value is that of another retraining." if others else ""
+    return Metric(name, label, split, target, found, dict.fromkeys(found, right), noise_floor(others), note)
 
 
-def _words(
-    role: ModelRole, value: float, right: float | None, gap: float | None, spread: float | None, target: Target
-) -> str:
-    if role == "retrained":
-        return "The reference."
-    if right is None or gap is None:
-        return "No retrained reference."
-    if not math.isfinite(value):
-        return "Not finite."
-    if target == "low":
-        return f"{value:.3g} where {right:.3g} is right."
-    noise = "" if spread is None else f" (standard error {spread:.2g})"
-    if gap == 0 or (spread is not None and abs(gap) <= 2 * spread):
-        return f"Within two standard errors of {right:.3g}{noise}." if spread else f"Equal to {right:.3g}."
-    return f"{abs(gap):.3g} {'above' if gap > 0 else 'below'} {right:.3g}{noise}."
+_DIVERGENCES: tuple[tuple[str, str, Split, Callable[[Tensor, Tensor], Tensor]], ...] = (
+    ("forget_kl", "KL(retrained || model) on the forget set (nats)", "forget", kl_to_reference),
+    ("forget_js", "JS(retrained, model) on the forget set (nats)", "forget", js_to_reference),
+    ("forget_activation_distance", "Activation distance (L2) on the forget set", "forget", activation_distance),
+    ("test_kl", "KL(retrained || model) on held-out data (nats)", "test", kl_to_reference),
+)
 
 
-def _pair(estimate: Estimate) -> tuple[float, float | None]:
-    return estimate.value, estimate.error
-
-
-def _scores(comparison: Comparison) -> list[MetricValue]:
-    """Accuracy on every split, loss and confidence on the forget set."""
-
-    def accuracy(outputs: ModelOutputs) -> Estimate:
-        return share_estimate(outputs.correct)
-
-    def loss(outputs: ModelOutputs) -> Estimate:
-        return mean_estimate(outputs.losses)
-
-    def confidence(outputs: ModelOutputs) -> Estimate:
-        return mean_estimate(outputs.confidences)
-
-    table: list[tuple[str, str, Split, Callable[[ModelOutputs], Estimate]]] = [
-        ("forget_accuracy", "Accuracy on the forget set", "forget", accuracy),
-        ("retain_accuracy", "Accuracy on the retain set", "retain", accuracy),
-        ("test_accuracy", "Accuracy on held-out data", "test", accuracy),
-        ("forget_loss", "Loss on the forget set (nats)", "forget", loss),
-        ("forget_confidence", "Confidence in the forget labels", "forget", confidence),
-    ]
-    rows: list[MetricValue] = []
-    for name, label, split, score in table:
-        if split not in comparison.outputs["original"]:
-            continue
-
-        def measure(
-            role: ModelRole, split: Split = split, score: Callable[[ModelOutputs], Estimate] = score
-        ) -> tuple[float, float | None]:
-            return _pair(score(comparison.outputs[role][split]))
-
-        def reference(
-            role: ModelRole, split: Split = split, score: Callable[[ModelOutputs], Estimate] = score
-        ) -> float | None:
-            if "retrained" in comparison.models:
-                return score(comparison.outputs["retrained"][split]).value
-            if split == "forget" and not comparison.altered:
-                return score(comparison.outputs[role]["test"]).value
-            return None
-
-        held_out = "retrained" not in comparison.models and split == "forget" and not comparison.altered
-        note = "The reference is the model's own value on held-out data." if held_out else ""
-        rows += _rows(comparison, name, label, split, "retrained", measure, reference, note)
-    return rows
-
-
-def _true_label_accuracy(comparison: Comparison) -> list[MetricValue]:
-    true = comparison.true_outputs
-    if not true:
-        return []
-
-    def measure(role: ModelRole) -> tuple[float, float | None]:
-        return _pair(share_estimate(true[role].correct))
-
-    right = measure("retrained")[0] if "retrained" in comparison.models else None
-    label = "Accuracy on the forget set, true labels"
-    return _rows(comparison, "true_label_accuracy", label, "forget", "retrained", measure, lambda _: right)
-
-
-def _divergences(comparison: Comparison) -> list[MetricValue]:
-    if "retrained" not in comparison.models:
-        return []
-    rows: list[MetricValue] = []
-    splits: tuple[tuple[Split, str], ...] = (("forget", "the forget set"), ("test", "held-out data"))
-    for split, words in splits:
+def _divergences(comparison: Comparison) -> Iterator[Metric]:
+    if not comparison.has_retrained:
+        return
+    for name, label, split, divergence in _DIVERGENCES:
         retrained = comparison.outputs["retrained"][split].logits
-        others = [
-            mean_estimate(kl_to_reference(item[split].logits, retrained)).value for _, item in comparison.references
-        ]
-        floor = sum(others) / len(others) if others else 0.0
-        note = "The right value is that of another retraining." if others else ""
-
-        def measure(role: ModelRole, split: Split = split, retrained: Tensor = retrained) -> tuple[float, float | None]:
-            return _pair(mean_estimate(kl_to_reference(comparison.outputs[role][split].logits, retrained)))
-
-        def reference(_: ModelRole, floor: float = floor) -> float:
-            return floor
-
-        label = f"KL(retrained || model) on {words} (nats)"
-        rows += _rows(comparison, f"{split}_kl", label, split, "low", measure, reference, note)
-    return rows
+        found = {
+            role: measured_mean(divergence(outputs[split].logits, retrained))
+            for role, outputs in comparison.outputs.items()
+        }
+        others = [float(divergence(outputs[split].logits, retrained).mean()) for _, outputs in comparison.references]
+        yield _distance(name, label, split, "low", found, others)
 
 
-def _membership(comparison: Comparison) -> list[MetricValue]:
-    losses = {role: (item["forget"].losses, item["test"].losses) for role, item in comparison.outputs.items()}
-    few = min(part.numel() for part in losses["original"]) < comparison.min_members
-    if few or any(bool(part.isnan().any()) for pair in losses.values() for part in pair):
-        return []
-
-    def measure(role: ModelRole) -> tuple[float, float | None]:
-        members, nonmembers = losses[role]
-        value = float(membership_auroc(members, nonmembers))
-        return value, membership_auroc_error(value, members.numel(), nonmembers.numel())
-
-    retrained = "retrained" in comparison.models
-    # Held-out samples of the same distribution cannot be told apart; wrong labels can, whatever the model has seen.
-    right = measure("retrained")[0] if retrained else (None if comparison.altered else 0.5)
-    label = "Membership attack, forget against held-out (AUROC)"
-    return _rows(comparison, "membership_auroc", label, None, "retrained", measure, lambda _: right)
+_ATTACKS: tuple[tuple[str, str, MembershipScore], ...] = (
+    ("membership_auroc", "Membership attack, forget against held-out (AUROC)", "loss"),
+    ("confidence_auroc", "Membership attack by confidence (AUROC)", "confidence"),
+    ("modified_entropy_auroc", "Membership attack by modified entropy (AUROC)", "modified_entropy"),
+)
 
 
-def _weights(comparison: Comparison) -> list[MetricValue]:
-    if "retrained" not in comparison.models:
-        return []
+def _membership(comparison: Comparison) -> Iterator[Metric]:
+    """Attacks by a threshold on one score, forget against held-out samples."""
+    first = comparison.outputs["original"]
+    few = min(len(first["forget"]), len(first["test"])) < comparison.min_members
+    if few or not all(_attackable(outputs) for outputs in comparison.outputs.values()):
+        return
+    others = [outputs for _, outputs in comparison.references]
+    for name, label, score in _ATTACKS:
+        if score != "loss" and first["forget"].logits.shape[1] < 2:
+            continue  # one class leaves no odds
+        found = {role: _attack(outputs, score) for role, outputs in comparison.outputs.items()}
+        # Held-out samples of the same distribution cannot be told apart; wrong labels can, whatever was seen.
+        right: dict[ModelRole, float] = {} if comparison.altered else dict.fromkeys(found, 0.5)
+        if comparison.has_retrained:
+            right = dict.fromkeys(found, found["retrained"].value)
+        # A further model that answers NaN takes the noise floor from the attack, and nothing else.
+        floor = None
+        if all(map(_attackable, others)):
+            floor = _floor(found, [_attack(outputs, score).value for outputs in others])
+        yield Metric(name, label, None, "retrained", found, right, floor)
+
+
+def _attackable(outputs: _BySplit) -> bool:
+    return not any(bool(outputs[split].losses.isnan().any()) for split in ("forget", "test"))
+
+
+def _attack(outputs: _BySplit, score: MembershipScore) -> Measured:
+    return measured_auroc(_unlikeness(outputs["forget"], score), _unlikeness(outputs["test"], score))
+
+
+def _unlikeness(outputs: ModelOutputs, score: MembershipScore) -> Tensor:
+    """Small for what looks like a member, as a loss is."""
+    return outputs.losses if score == "loss" else -membership_score(outputs.logits, outputs.targets, score)
+
+
+def _weights(comparison: Comparison) -> Iterator[Metric]:
+    if not comparison.has_retrained:
+        return
     retrained = comparison.models["retrained"]
+    found = {role: Measured(float(verification_error(one, retrained))) for role, one in comparison.models.items()}
     others = [float(verification_error(module, retrained)) for module, _ in comparison.references]
-
-    def measure(role: ModelRole) -> tuple[float, float | None]:
-        return float(verification_error(comparison.models[role], retrained)), None
-
-    floor = sum(others) / len(others) if others else 0.0
     label = "Verification error" if comparison.paired else "Verification error (unpaired)"
     note = "Never evidence of forgetting by itself." if comparison.paired else "Unpaired: mostly the noise of training."
-    return _rows(comparison, "verification_error", label, None, "low", measure, lambda _: floor, note)
+    distance = _distance("verification_error", label, None, "low", found, others)
+    yield dataclasses.replace(distance, note=note)

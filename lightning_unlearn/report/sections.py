@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from lightning_unlearn.report.certainty import certainty_tables
 from lightning_unlearn.report.content import Cell, Column, Figure, Row, RowKind, Section, Table
 from lightning_unlearn.report.figures import Panel, bar_figure, dot_figure
 from lightning_unlearn.results import EvaluationResult, ModelRole
@@ -20,9 +21,15 @@ METRIC_COLUMNS: dict[str, Column] = {
         ("test_accuracy", "test %", 100, 1, "Accuracy on held-out samples."),
         ("forget_loss", "loss forget", 1, 2, "Cross-entropy on the forgotten samples, in nats."),
         ("forget_confidence", "confidence %", 100, 0, "Probability given to the forgotten samples' labels."),
+        ("tug_of_war", "ToW", 1, 3, "Product of one minus each accuracy's gap to the retrained model; 1 is agreement."),
+        ("average_gap", "average gap %", 100, 1, "Mean gap of the three accuracies to the retrained model's."),
         ("forget_kl", "KL forget", 1, 2, "Divergence from the retrained model's answers on the forgotten samples."),
+        ("forget_js", "JS forget", 1, 3, "The same as a symmetric divergence, at most ln 2."),
+        ("forget_activation_distance", "activ. dist.", 1, 3, "Distance between both models' probabilities."),
         ("test_kl", "KL test", 1, 3, "Divergence from the retrained model's answers on held-out samples."),
         ("membership_auroc", "AUROC", 1, 2, "How well an attacker tells forgotten samples from held-out ones."),
+        ("confidence_auroc", "AUROC conf.", 1, 2, "The same by the confidence; with the loss, one piece of evidence."),
+        ("modified_entropy_auroc", "AUROC m-entropy", 1, 2, "The same by an entropy that knows the label."),
         ("verification_error", "verif. error", 1, 2, "Distance to the retrained weights; decides nothing."),
     )
 }
@@ -100,11 +107,14 @@ def results_section(title: str, arms: Arms, *, paragraphs: Sequence[str] = ()) -
         f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One run; no spread between runs is known."
     )
     note += " The right value of every column is the retrained model's."
-    tables = (Table("Every model, every metric", tuple(columns), tuple(rows), note), _verdict_table(arms))
+    tables = [Table("Every model, every metric", tuple(columns), tuple(rows), note), _verdict_table(arms)]
+    for name, found in arms.items():
+        heading = f"How sure the numbers of {name} are" + (" (first seed)" if len(found) > 1 else "")
+        tables += certainty_tables(heading, found[0], METRIC_COLUMNS)
     words = tuple(paragraphs) or (_verdict_paragraph(arms),)
     first = "" if seeds == 1 else " (first seed)"
     verdicts = tuple(f"{name}{first}: {found[0].verdict}" for name, found in arms.items())
-    return Section(title, words, tuple(_figures(lines)), tables, verdicts)
+    return Section(title, words, tuple(_figures(lines)), tuple(tables), verdicts)
 
 
 def _verdict_table(arms: Arms) -> Table:

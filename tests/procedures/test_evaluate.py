@@ -3,10 +3,14 @@
 import copy
 import dataclasses
 import json
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -207,6 +211,115 @@ def test_values_equal_independent_implementations(world):
     assert result.value("verification_error", "retrained") == 0
 
 
+def test_new_rows_equal_independent_implementations(world):
+    result = full(world)
+    models = {"original": world["poisoned"], "unlearned": world["retrained"][1], "retrained": world["retrained"][0]}
+    probabilities = {
+        split: {
+            role: model(loader_.dataset.tensors[0]).detach().double().softmax(1).numpy()
+            for role, model in models.items()
+        }
+        for split, loader_ in world["poisoned_data"].items()
+    }
+    labels = {split: loader_.dataset.tensors[1].numpy() for split, loader_ in world["poisoned_data"].items()}
+
+    def accuracies(role):
+        return [(probabilities[split][role].argmax(1) == labels[split]).mean() for split in labels]
+
+    def entropy(role, split):
+        """Song and Mittal's formula, sample by sample."""
+        return [
+            -(1 - p[y]) * np.log(p[y]) - sum(p[k] * np.log(1 - p[k]) for k in range(CLASSES) if k != y)
+            for p, y in zip(probabilities[split][role], labels[split], strict=True)
+        ]
+
+    truth = [1] * FORGET + [0] * 300
+    for role in models:
+        p, g = probabilities["forget"][role], probabilities["forget"]["retrained"]
+        js = (jensenshannon(p, g, axis=1) ** 2).mean()
+        assert result.value("forget_js", role) == pytest.approx(js, rel=1e-3, abs=1e-12)
+        distance = np.linalg.norm(p - g, axis=1).mean()
+        assert result.value("forget_activation_distance", role) == pytest.approx(distance, rel=1e-4)
+        gaps = [abs(a - b) for a, b in zip(accuracies(role), accuracies("retrained"), strict=True)]
+        assert result.value("average_gap", role) == pytest.approx(sum(gaps) / 3)
+        assert result.value("tug_of_war", role) == pytest.approx((1 - gaps[0]) * (1 - gaps[1]) * (1 - gaps[2]))
+        scores = -np.array([*entropy(role, "forget"), *entropy(role, "test")])
+        auroc = result.value("modified_entropy_auroc", role)
+        assert auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-3)
+        loss_auroc = result.value("membership_auroc", role)
+        assert result.value("confidence_auroc", role) == pytest.approx(loss_auroc, abs=1e-3)
+    assert result.value("tug_of_war", "original") < 0.6 < result.value("tug_of_war")
+    assert list(result.metrics()) == [
+        "forget_accuracy",
+        "retain_accuracy",
+        "test_accuracy",
+        "forget_loss",
+        "forget_confidence",
+        "true_label_accuracy",
+        "tug_of_war",
+        "average_gap",
+        "forget_kl",
+        "forget_js",
+        "forget_activation_distance",
+        "test_kl",
+        "membership_auroc",
+        "confidence_auroc",
+        "modified_entropy_auroc",
+        "verification_error",
+    ]
+
+
+def test_intervals_equal_hand_computation(world):
+    result = full(world)
+    x, y = world["poisoned_data"]["forget"].dataset.tensors
+    p = world["poisoned"](x).detach().double().softmax(1)
+    confidences = p[range(FORGET), y].numpy()
+    expected = stats.t.interval(0.95, FORGET - 1, confidences.mean(), stats.sem(confidences))
+    row = result.row("forget_confidence")["original"]
+    assert row.interval == pytest.approx(expected, rel=1e-4)
+    assert row.interval[0] < row.value < row.interval[1]
+    correct = int((p.argmax(1) == y).sum())
+    share = (correct + 2) / (FORGET + 4)
+    half = 1.959964 * (share * (1 - share) / (FORGET + 4)) ** 0.5
+    row = result.row("forget_accuracy")["original"]
+    assert row.interval == pytest.approx((max(share - half, 0), min(share + half, 1)))
+    assert row.interval[0] <= row.value <= row.interval[1]
+    row = result.row("membership_auroc")["original"]
+    assert row.interval == pytest.approx((row.value - 1.959964 * row.spread, min(row.value + 1.959964 * row.spread, 1)))
+    for name in ("tug_of_war", "average_gap", "verification_error"):
+        assert all(row.interval is None for row in result.row(name).values()), "no error over samples is known"
+    assert "Student's for means" in " ".join(result.notes)
+
+
+def test_a_noise_floor_takes_two_numbers_of_retrained_models(world):
+    alone = full(world, references=())
+    assert all(row.noise_floor is None for row in alone.rows)
+    assert "much two retrainings differ was not measured" in " ".join(alone.warnings)
+    pair = full(world, references=world["retrained"][1:2])
+    x, y = world["poisoned_data"]["test"].dataset.tensors
+    accuracies = [float((model(x).argmax(1) == y).double().mean()) for model in world["retrained"]]
+    floor = pair.row("test_accuracy")["original"].noise_floor
+    assert floor.count == 2
+    assert floor.mean == pytest.approx(statistics.mean(accuracies[:2]))
+    assert floor.spread == pytest.approx(statistics.stdev(accuracies[:2]))
+    distances = ("tug_of_war", "average_gap", "forget_kl", "forget_js", "test_kl", "verification_error")
+    assert all(row.noise_floor is None for name in distances for row in pair.row(name).values()), "one distance only"
+    three = full(world, references=world["retrained"][1:])
+    assert three.row("test_accuracy")["unlearned"].noise_floor.mean == pytest.approx(statistics.mean(accuracies))
+    assert three.row("true_label_accuracy")["unlearned"].noise_floor.count == 3
+    assert three.row("membership_auroc")["unlearned"].noise_floor.count == 3
+    first, *others = (torch.cat([w.flatten() for w in model.parameters()]) for model in world["retrained"])
+    lengths = [float((other - first).detach().double().norm()) for other in others]
+    for row in three.row("verification_error").values():
+        assert row.noise_floor.mean == pytest.approx(statistics.mean(lengths), rel=1e-5)
+        assert row.noise_floor.spread == pytest.approx(statistics.stdev(lengths), rel=1e-4)
+        assert row.noise_floor.count == 2
+    assert "Between trainings: " in three.row("forget_kl")["unlearned"].verdict
+    plain = json.loads(json.dumps(three.to_dict(), allow_nan=False))["rows"][0]
+    assert plain["noise_floor"]["count"] == 3
+    assert len(plain["interval"]) == 2
+
+
 def test_rows_show_value_reference_gap_and_words(world):
     result = full(world)
     for row in result.rows:
@@ -249,7 +362,7 @@ def test_retain_is_optional_and_few_samples_are_named(world):
     result = full(world, data=data, true_targets=world["true"][:4])
     assert result.outcome == "unknown"
     assert result.something_to_forget is None
-    assert "retain_accuracy" not in result.metrics()
+    assert not {"retain_accuracy", "tug_of_war", "average_gap"} & set(result.metrics())
     assert "membership_auroc" not in result.metrics()
     assert any("No membership attack: 4 members" in warning for warning in result.warnings)
 
