@@ -95,12 +95,14 @@ if TYPE_CHECKING:
     from lightning_unlearn.procedures.compare import compare_models
     from lightning_unlearn.procedures.guards import ProbeThresholds
     from lightning_unlearn.procedures.outcome import UnlearningResult
+    from lightning_unlearn.procedures.relearn import relearn_time
+    from lightning_unlearn.procedures.relearn_result import RelearnResult, RelearnSetting
     from lightning_unlearn.procedures.sisa import SisaTraining
     from lightning_unlearn.procedures.train_many import train_many
     from lightning_unlearn.procedures.trained_members import TrainedMembers
     from lightning_unlearn.procedures.twin import Twins, train_twins
     from lightning_unlearn.report import UnlearningReport
-    from lightning_unlearn.results import EvaluationResult
+    from lightning_unlearn.results import EvaluationResult, NoiseFloor
     from lightning_unlearn.shards.manifest import SisaPlan
     from lightning_unlearn.store.delta_store import DeltaStore
     from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
@@ -144,6 +146,7 @@ _HOMES = {
     "LogisticAttack": "metrics",
     "LossThresholdAttack": "metrics",
     "NegGradPlus": "methods",
+    "NoiseFloor": "results",
     "PartialAmnesiac": "methods",
     "PartialGradientAscent": "methods",
     "PartialLabelFlipping": "methods",
@@ -152,6 +155,8 @@ _HOMES = {
     "PrivacyRiskScore": "metrics",
     "ProbeThresholds": "procedures.guards",
     "Pruning": "functional.pruning",
+    "RelearnResult": "procedures.relearn_result",
+    "RelearnSetting": "procedures.relearn_result",
     "RetentionMasking": "methods",
     "Retrain": "methods",
     "Rewind": "methods",
@@ -196,6 +201,7 @@ _HOMES = {
     "paired_bootstrap": "functional.intervals",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
+    "relearn_time": "procedures.relearn",
     "student_interval": "functional.intervals",
     "train_many": "procedures.train_many",
     "train_twins": "procedures.twin",
@@ -242,6 +248,7 @@ __all__ = [
     "LogisticAttack",
     "LossThresholdAttack",
     "NegGradPlus",
+    "NoiseFloor",
     "PartialAmnesiac",
     "PartialGradientAscent",
     "PartialLabelFlipping",
@@ -250,6 +257,8 @@ __all__ = [
     "PrivacyRiskScore",
     "ProbeThresholds",
     "Pruning",
+    "RelearnResult",
+    "RelearnSetting",
     "RetentionMasking",
     "Retrain",
     "Rewind",
@@ -295,6 +304,7 @@ __all__ = [
     "paired_bootstrap",
     "placebo_request",
     "plan_rewind",
+    "relearn_time",
     "student_interval",
     "train_many",
     "train_twins",

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import SisaTraining
-from lightning_unlearn.functional.privacy_risk import modified_entropy, privacy_risk_score
+from lightning_unlearn.functional.prediction_scores import modified_entropy
+from lightning_unlearn.functional.privacy_risk import privacy_risk_score
 from lightning_unlearn.procedures.outputs import collect_outputs
 
 __all__ = ["cost"]
