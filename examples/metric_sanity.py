@@ -26,9 +26,11 @@ from sanity_models import METHODS, SCENARIOS, SHADOW, Size, Trained, make_settin
 from sanity_page import write_page
 from sanity_rule import EXPECTED, distance, judge
 
+from lightning_unlearn.procedures.worker_pool import worker_pool
+
 ROLES = ("reference", "second", "third")
 FULL = Size(replicates=3, group=4, epochs={"digits": 20, "fashion-mnist": 12})
-QUICK = Size(replicates=1, group=4, epochs={"digits": 6})
+QUICK = Size(replicates=1, group=4, epochs={"digits": 4})
 Groups = dict[str, list[Seen]]
 
 
@@ -127,8 +129,9 @@ def main() -> None:
     datasets = [name for name in size.epochs if name == "digits" or options.data_root]
     folder = options.runs or str(options.output.with_suffix("")) + "-runs"
     rows, training, started = [], 0.0, time.perf_counter()
-    for dataset in datasets:
-        trained = train_all(dataset, size, options.data_root, folder, options.workers)
+    with worker_pool(None, options.workers) as pool:  # one for all trainings: a worker takes seconds to begin
+        models = {name: train_all(name, size, options.data_root, folder, pool) for name in datasets}
+    for dataset, trained in models.items():
         training += trained.seconds
         for scenario in SCENARIOS:
             rows += rows_of(deviations(trained, dataset, scenario, size, options.data_root), dataset, scenario)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -149,10 +150,10 @@ def members_for(size: Size, replicate: int, role: int) -> list[int]:
     return list(range(first, first + size.group))
 
 
-def train_all(dataset: str, size: Size, root: str | None, folder: str, workers: int) -> Trained:
+def train_all(dataset: str, size: Size, root: str | None, folder: str, pool: Executor) -> Trained:
     """Train what is not in the folder."""
     common = {"dataset": dataset, "epochs": size.epochs[dataset], "root": root}
-    how: dict[str, Any] = {"folder": folder, "workers": workers}
+    how: dict[str, Any] = {"folder": folder, "executor": pool}
     originals, retrained = range(size.replicates * size.group), range(3 * size.replicates * size.group)
     return Trained(
         right=train_many(partial(train_original, scenarios=["random", "class"], **common), originals, **how),
