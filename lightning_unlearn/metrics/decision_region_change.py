@@ -21,6 +21,9 @@ class DecisionRegionChange(Metric):
     only the change from the original to the retrained model can say: compute it on the same points. Where points come
     from is up to the caller, see :func:`lightning_unlearn.functional.decision_regions.region_points`.
 
+    Measured (docs/metrics.md): on clean random samples of small networks it already differs from retraining by
+    somewhat more than retrainings differ; small differences are no finding.
+
     Args:
         kwargs: See :class:`torchmetrics.Metric`.
 

@@ -21,6 +21,9 @@ class ForgettingScore(ManyModelsMetric):
     score, with its ratios of accuracies, is `competition_score` there. Compare it at one number of models only. One
     update a model.
 
+    Measured (docs/metrics.md): with four models a group it says nothing, for two groups of retrained models are
+    almost as far apart as it goes. Measure that floor before anything else.
+
     Args:
         delta: Of (epsilon, delta)-indistinguishability.
         resolution: Thresholds in a unit of the margin.

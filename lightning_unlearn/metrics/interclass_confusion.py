@@ -21,6 +21,9 @@ class InterclassConfusion(MulticlassConfusionMatrix):
     get the other of the two; see :mod:`lightning_unlearn.functional.interclass_confusion` for both and their source.
     Feed data with true labels, retain or test, one metric for each. The right values are the retrained model's.
 
+    Measured (docs/metrics.md): a dozen swapped labels of the pair leave no trace in it, for a network memorises
+    them and errs nowhere else; it is meant for hundreds.
+
     The state is the confusion matrix in int64, summed over processes: counts of a process without one of the classes,
     or without any sample, are as good as any others.
 

@@ -20,6 +20,9 @@ class KLOM(ManyModelsMetric):
     Source, definition and options: :func:`lightning_unlearn.functional.klom.klom`. Two groups of retrained models are
     not at 0 either; their value is the one to reach. One update a model.
 
+    Measured (docs/metrics.md): with four models a group it says nothing, for two groups of retrained models are
+    almost as far apart as it goes. Measure that floor before anything else.
+
     Args:
         bins: Bins over the joint range of each sample.
         clip: Margins are clipped to [-clip, clip].

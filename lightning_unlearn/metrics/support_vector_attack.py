@@ -23,6 +23,9 @@ class SupportVectorAttack(SplitFeatures):
     the confidence, is :attr:`efficacy`, one minus the share: higher there is lower here. The right value is the
     retrained model's, whose efficacy is not 1 where random samples are forgotten.
 
+    Measured (docs/metrics.md): on clean random samples of small networks it already differs from retraining by
+    somewhat more than retrainings differ; small differences are no finding.
+
     Guarantee: heuristic, one attack and not the strongest; the value depends on the samples, the options and the seed,
     not on the order of batches or processes. Source: Jia et al. 2023, arXiv 2304.04934, and Fan et al. 2024,
     arXiv 2310.12508; see :func:`lightning_unlearn.functional.classifier_attacks.support_vector_attack` for what is put
