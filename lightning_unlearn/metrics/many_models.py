@@ -51,7 +51,7 @@ class ManyModelsMetric(Metric):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, targets: Tensor, *, group: ModelGroup, model: int) -> None:
-        """Add all outputs of one model.
+        """Add all outputs of one model; none at all, as of a process that was dealt no samples, add nothing.
 
         Args:
             logits: (samples, C), of the same samples in the same order for every model.
@@ -65,6 +65,8 @@ class ManyModelsMetric(Metric):
         """
         check_choice("group", group, _GROUPS)
         check_positive_int("model", model, zero=True)
+        if targets.numel() == 0:
+            return
         row = margins(logits.detach(), targets).to(self.dtype).unsqueeze(0)
         label = fingerprints(targets.long().unsqueeze(0), 1)[0] % 2**_LABEL_BITS
         if self.labels:
