@@ -22,7 +22,8 @@ class DecisionRegionChange(Metric):
     from is up to the caller, see :func:`lightning_unlearn.functional.decision_regions.region_points`.
 
     Measured (docs/metrics.md): on clean random samples of small networks it already differs from retraining by
-    somewhat more than retrainings differ; small differences are no finding.
+    somewhat more than retrainings differ, for a whole class it was erratic on one of two data sets, and undecided
+    on its wrong labels; small differences are no finding.
 
     Args:
         kwargs: See :class:`torchmetrics.Metric`.

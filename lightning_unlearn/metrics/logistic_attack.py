@@ -23,8 +23,8 @@ class LogisticAttack(MemberLosses):
     of the smaller. 0.5 = cannot tell; the right value is the retrained model's. Retain samples are members and are
     refused by name. To forget a class, take held-out samples of that class.
 
-    Measured (docs/metrics.md): blind to a forgotten class when held-out samples of that class are the non-members,
-    since the model answers both alike, before and after.
+    Measured (docs/metrics.md): nearly or wholly blind to a forgotten class when held-out samples of that class are
+    the non-members, since the model answers both alike, before and after.
 
     SCRUB's form is `n_splits=5, clip=100.0`; the default is that of the NeurIPS 2023 challenge's starting kit.
 

@@ -22,8 +22,8 @@ class LossThresholdAttack(MemberLosses):
     get a wrong number here, so the split `"retain"` is refused. The right values are the retrained model's, not
     an extreme: 0.5 only where the forgotten samples are distributed as the held-out ones are.
 
-    Measured (docs/metrics.md): blind to a forgotten class when held-out samples of that class are the non-members,
-    since the model answers both alike, before and after.
+    Measured (docs/metrics.md): nearly or wholly blind to a forgotten class when held-out samples of that class are
+    the non-members, since the model answers both alike, before and after.
 
     Losses are kept in the metric's dtype (float32 unless `set_dtype(torch.float64)` was called) and in full.
     :class:`lightning_unlearn.metrics.ThresholdAttack` takes logits in place of losses, and has other scores.
