@@ -24,7 +24,8 @@ class LogisticAttack(MemberLosses):
     refused by name. To forget a class, take held-out samples of that class.
 
     Measured (docs/metrics.md): nearly or wholly blind to a forgotten class when held-out samples of that class are
-    the non-members, since the model answers both alike, before and after.
+    the non-members, since the model answers both alike, before and after. On clean random samples of small networks
+    it may already tell the original from a retrained model.
 
     SCRUB's form is `n_splits=5, clip=100.0`; the default is that of the NeurIPS 2023 challenge's starting kit.
 

@@ -23,7 +23,8 @@ class LossThresholdAttack(MemberLosses):
     an extreme: 0.5 only where the forgotten samples are distributed as the held-out ones are.
 
     Measured (docs/metrics.md): nearly or wholly blind to a forgotten class when held-out samples of that class are
-    the non-members, since the model answers both alike, before and after.
+    the non-members, since the model answers both alike, before and after. On clean random samples of small networks
+    it may already tell the original from a retrained model.
 
     Losses are kept in the metric's dtype (float32 unless `set_dtype(torch.float64)` was called) and in full.
     :class:`lightning_unlearn.metrics.ThresholdAttack` takes logits in place of losses, and has other scores.

@@ -23,7 +23,8 @@ class ThresholdAttack(MemberLosses):
     retrained model's: 0.5 only where the forgotten samples are distributed as the held-out ones are.
 
     Measured (docs/metrics.md): nearly or wholly blind to a forgotten class when held-out samples of that class are
-    the non-members, since the model answers both alike, before and after.
+    the non-members, since the model answers both alike, before and after. On clean random samples of small networks
+    it may already tell the original from a retrained model.
 
     Guarantee: heuristic, these are weak attacks, so a value near the retrained model's is no proof. Source: see
     :func:`lightning_unlearn.functional.prediction_scores.membership_score`. Scores are computed in float64 from logits
