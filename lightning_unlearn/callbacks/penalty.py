@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.loss_terms import add_loss_term
 from lightning_unlearn.exceptions import UnsupportedStrategyError
-from lightning_unlearn.utilities.checks import check_positive, expected
+from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
 
 __all__ = ["Penalty", "PenaltySchedule", "divided_every"]
 
@@ -28,7 +28,7 @@ class divided_every:  # noqa: N801  # used as a function
         by: What it is divided by after each of them.
 
     Raises:
-        ValueError: an argument is not positive.
+        ValueError: `epochs` is no positive integer, or `by` is not positive.
 
     >>> from types import SimpleNamespace
     >>> schedule = divided_every(10, by=2.0)
@@ -37,7 +37,7 @@ class divided_every:  # noqa: N801  # used as a function
     """
 
     def __init__(self, epochs: int, *, by: float) -> None:
-        self.epochs, self.by = int(check_positive("epochs", epochs)), check_positive("by", by)
+        self.epochs, self.by = check_positive_int("epochs", epochs), check_positive("by", by)
 
     def __call__(self, trainer: Trainer) -> float:
         """The factor in the Trainer's current epoch."""

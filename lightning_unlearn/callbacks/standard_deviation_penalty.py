@@ -26,7 +26,8 @@ class StandardDeviationPenalty(Penalty):
     The training objective of Thudi et al. against large changes of weights: a term that holds logits together keeps the
     gradients of late steps, and with them unlearning error and verification error, small; accuracy is what may be paid.
     How much of either, on one's own model, is to be measured: `UnlearningErrorMonitor`, `train_twins`. Heuristic:
-    nothing is guaranteed about a later deletion.
+    nothing is guaranteed about a later deletion. Have it on from the start: switched on for a fine-tuning alone it
+    raised both errors, and what gamma helps depends on the task (measured, docs/thudi2021.md).
 
     It works with any strategy, precision, accumulation, clipping and compiled modules, for the penalty is part of the
     loss. Not with manual optimization, where the step has to add

@@ -354,5 +354,8 @@ def test_bad_arguments():
     for arguments in ({"strength": -1.0}, {"strength": 1.0, "layers": "net"}, {"strength": 1.0, "decay": 0.0}):
         with pytest.raises(ValueError, match="Expected"):
             WeightChangePenalty(**arguments)
+    for epochs in (0, 0.5):
+        with pytest.raises(ValueError, match="`epochs`"):
+            divided_every(epochs, by=2.0)
     with pytest.raises(ValueError, match="`schedule`"):
         fit(Plain(), StandardDeviationPenalty(1.0, schedule=lambda trainer: -1.0))
