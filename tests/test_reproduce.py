@@ -12,9 +12,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "reproduce"))  # where the script finds its parts
 
+import studies
 import thudi2021
 import thudi2021_settings as settings
-import thudi2021_tables as tables
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
     def study():
         return thudi2021.study("smoke", root, output, work, workers=1, repeats=20)
 
-    def stopped(job, *arguments):
+    def stopped(job, **arguments):
         if job.kind == "tune":
             raise KeyboardInterrupt
-        return run_job(job, *arguments)
+        return run_job(job, **arguments)
 
     everything = [job for stage in settings.jobs_of(settings.PRESETS["smoke"]) for job in stage]
     with pytest.MonkeyPatch.context() as patch:
@@ -74,14 +74,17 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
 
 
 def test_what_people_wrote_above_the_marker_stays(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"# Mine\n\nReading.\n\n{tables.MARKER}\n\nold\n")
-    tables.write_page(page, ["new"])
-    assert page.read_text() == f"# Mine\n\nReading.\n\n{tables.MARKER}\n\nnew\n"
+    page, marker = tmp_path / "page.md", studies.marker_of("thudi2021.py")
+    page.write_text(f"# Mine\n\nReading.\n\n{marker}\n\nold\n")
+    studies.write_page(page, "thudi2021.py", "Title", ["new"])
+    assert page.read_text() == f"# Mine\n\nReading.\n\n{marker}\n\nnew\n"
+    studies.write_page(tmp_path / "new.md", "thudi2021.py", "Title", ["new"])
+    assert (tmp_path / "new.md").read_text() == f"# Title\n\n{marker}\n\nnew\n"
 
 
 def test_other_settings_are_refused(tmp_path):
     path = tmp_path / "study.json"
-    thudi2021.save(thudi2021.opened(path, "smoke"), path)
+    studies.save_document(studies.opened(path, "smoke", {"seeds": (1, 2)}), path)
+    assert studies.opened(path, "smoke", {"seeds": (1, 2)})["jobs"] == {}
     with pytest.raises(SystemExit, match="another --output"):
-        thudi2021.opened(path, "cpu")
+        studies.opened(path, "smoke", {"seeds": (1, 3)})

@@ -19,7 +19,6 @@ __all__ = [
     "last_rows",
     "paired_ratios",
     "seeds_of",
-    "spread",
     "usable",
 ]
 
@@ -101,13 +100,3 @@ def paired_ratios(rows: Sequence[Row], gamma: float, name: str) -> list[float]:
     """Per seed, the value with the penalty over the value without."""
     plain = {row["seed"]: row[name] for row in rows if row["gamma"] == 0}
     return [row[name] / plain[row["seed"]] for row in rows if row["gamma"] == gamma and row["seed"] in plain]
-
-
-def spread(values: Iterable[float | None], digits: int = 3, scale: float = 1.0) -> str:
-    """Mean and standard deviation over seeds, to so many significant digits; a dash for none."""
-    numbers = [value * scale for value in values if value is not None]
-    if not numbers:
-        return "-"
-    mean = float(f"{statistics.fmean(numbers):.{digits}g}")  # 3010, where .3g alone would write 3.01e+03
-    behind = f" ± {float(f'{statistics.stdev(numbers):.2g}'):g}" if len(numbers) > 1 else ""
-    return f"{mean:g}{behind}"

@@ -10,11 +10,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from studies import Row, save_figure
 from thudi2021_analysis import WHEN, file_label, grid_rows, last_rows, seeds_of
 
 __all__ = ["draw_figures"]
 
-Row = dict[str, Any]
 _MARKERS = "os^DvP*X<>"
 _COLOURS = ("tab:blue", "tab:orange")
 
@@ -32,7 +32,7 @@ def draw_figures(jobs: Sequence[tuple[str, Row]], tasks: Sequence[dict[str, Any]
     if toys:
         figure = Figure(figsize=(9, 4), layout="constrained")
         _scatter(figure, toys, "Softmax regression")
-        written.append(_save(figure, stem, "toy"))
+        written.append(save_figure(figure, stem, "toy"))
     rows = [row for kind, row in jobs if kind == "tune"]
     for task in tasks:
         name, label = task["name"], file_label(task["name"])
@@ -40,23 +40,17 @@ def draw_figures(jobs: Sequence[tuple[str, Row]], tasks: Sequence[dict[str, Any]
         if grid:
             figure = Figure(figsize=(9, 4), layout="constrained")
             _scatter(figure, grid, name)
-            written.append(_save(figure, stem, f"{label}-grid"))
+            written.append(save_figure(figure, stem, f"{label}-grid"))
         kinds = {kind: last_rows(rows, name, task["penalty_rate"], from_start=kind == "start") for kind in WHEN}
         if task["gammas"]:
             figure = Figure(figsize=(12, 3.6), layout="constrained")
             _penalties(figure, kinds, f"{name}, learning rate {task['penalty_rate']:g}")
-            written.append(_save(figure, stem, f"{label}-penalty"))
+            written.append(save_figure(figure, stem, f"{label}-penalty"))
         if grid and task["gammas"]:
             figure = Figure(figsize=(9, 4), layout="constrained")
             _prices(figure, grid, kinds, name)
-            written.append(_save(figure, stem, f"{label}-price"))
+            written.append(save_figure(figure, stem, f"{label}-price"))
     return written
-
-
-def _save(figure: Figure, stem: Path, name: str) -> Path:
-    path = stem.with_name(f"{stem.name}-{name}.png")
-    figure.savefig(path, dpi=80, metadata={"Software": None})
-    return path
 
 
 def _scatter(figure: Figure, rows: Sequence[Row], title: str) -> None:

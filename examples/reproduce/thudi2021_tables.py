@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies import Row, spread, table
 from thudi2021_analysis import (
     PREDICTORS,
     WHEN,
@@ -15,26 +16,17 @@ from thudi2021_analysis import (
     grid_rows,
     last_rows,
     paired_ratios,
-    spread,
     usable,
 )
 
 from lightning_unlearn.functional.standard_deviation_penalty import convert_gamma
 
-__all__ = ["MARKER", "sections", "summary_of", "write_page"]
+__all__ = ["sections", "summary_of"]
 
-MARKER = "<!-- Below this line: written by examples/reproduce/thudi2021.py -->"
-Row = dict[str, Any]
 _TOY_ROWS = {(0.01, 1), (0.05, 1), (0.05, 5), (0.2, 5)}
 """Of the smallest case, these stand for the grid."""
 _KINDS = ("pretrain", "tune", "cost")
 _TARGETS = {"v_single": "single gradient", "v_original": "untouched"}
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def correlation_table(rows: Sequence[Row], repeats: int) -> list[str]:
@@ -206,10 +198,3 @@ def _task(rows: Sequence[tuple[str, Row]], task: Row, figures: Sequence[Path], r
     if of["cost"]:
         yield f"### Costs, learning rate {task['cost_rate']:g}"
         yield "\n".join(cost_table(of["cost"]))
-
-
-def write_page(page: Path, parts: Sequence[str]) -> None:
-    """Write everything below the marker anew; a page that is not there yet gets a heading and the marker."""
-    before, found, _ = page.read_text(encoding="utf-8").partition(MARKER) if page.exists() else ("", "", "")
-    start = before + MARKER if found else f"{before.rstrip() or '# Unrolling SGD: measured'}\n\n{MARKER}"
-    page.write_text("\n\n".join([start, *parts]) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from lightning_unlearn.procedures.twin import TwinRole, Twins, train_twins
 __all__ = [
     "Setting",
     "compared",
-    "finite",
     "prepare",
     "pretrain",
     "single_gradient",
@@ -213,16 +211,3 @@ def _measured(models: Mapping[str, LightningModule], setting: Setting) -> Row:
                 yield f"{name}_{label}", values[name]
 
     return dict(items())
-
-
-def finite(row: Mapping[str, Any]) -> Row:
-    """Five significant digits; what is not finite, as after a training that diverged, is None."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, list):
-            return [short(one) for one in value]
-        if not isinstance(value, float):
-            return value
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-
-    return {name: short(value) for name, value in row.items()}
