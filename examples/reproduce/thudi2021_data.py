@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import lzma
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,16 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from images import check_images, load_images, normalised
 from lightning import LightningDataModule
 from thudi2021_settings import Task
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 __all__ = ["Parts", "TuneData", "check_data", "draw"]
-
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Inputs and labels of the training part, inputs and labels of the test part."""
 
 
 def check_data(root: Path, tasks: tuple[Task, ...], download: bool) -> None:
@@ -36,30 +32,13 @@ def check_data(root: Path, tasks: tuple[Task, ...], download: bool) -> None:
         SystemExit: a folder is not there.
     """
     needed = {task.dataset for task in tasks}
-    if "cifar10" in needed and download:
-        from torchvision.datasets import CIFAR10
-
-        CIFAR10(str(root), download=True)
-    if "cifar10" in needed and not (root / "cifar-10-batches-py").is_dir():
-        raise SystemExit(f"Expected {root} to hold cifar-10-batches-py. Use --download, or unpack it there.")
+    if "cifar10" in needed:
+        check_images(root, ["CIFAR-10"], download)
     if "imdb" in needed and not any((root / name).is_dir() for name in ("IMDB", "aclImdb")):
         raise SystemExit(
             f"Expected {root} to hold aclImdb (the original folder of the Large Movie Review Dataset) or IMDB with "
             "train.csv.xz and test.csv.xz (columns label, id, rating, text)."
         )
-
-
-@cache
-def _cifar10(root: Path) -> Arrays:
-    folder = root / "cifar-10-batches-py"
-
-    def read(*names: str) -> tuple[Tensor, Tensor]:
-        # The authors' own files, from a folder the user named.
-        found = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]  # noqa: S301
-        pixels = np.concatenate([one["data"] for one in found]).reshape(-1, 3, 32, 32)
-        return torch.from_numpy(pixels), torch.tensor([label for one in found for label in one["labels"]])
-
-    return (*read(*(f"data_batch_{number}" for number in range(1, 6))), *read("test_batch"))
 
 
 def _reviews(root: Path, part: str) -> Iterator[tuple[int, str]]:
@@ -110,11 +89,6 @@ class Parts:
     shadow: TensorDataset
 
 
-def _images(pixels: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
-    return (pixels.float() / 255 - mean) / std
-
-
 def draw(task: Task, root: Path, seed: int) -> Parts:
     """The samples of a seed; no sample is in two parts. Repeated reviews of IMDB are left as they are.
 
@@ -132,9 +106,10 @@ def draw(task: Task, root: Path, seed: int) -> Parts:
         return [order[start:end] for start, end in pairwise(ends)]
 
     if task.dataset == "cifar10":
-        pixels, labels, test_pixels, test_labels = _cifar10(root)
+        pixels, labels, test_pixels, test_labels = load_images(root, "CIFAR-10")
         rows, (held,) = chosen(len(labels), *counts), chosen(len(test_labels), task.test_samples)
-        inputs = [_images(pixels[part]) for part in rows] + [_images(test_pixels[held])]
+        inputs = [normalised(pixels[part], "CIFAR-10") for part in rows]
+        inputs.append(normalised(test_pixels[held], "CIFAR-10"))
     else:
         texts, labels = _tokenised(root, "train", task.length)
         test_texts, test_labels = _tokenised(root, "test", task.length)
