@@ -16,8 +16,8 @@ from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
 from lightning_unlearn.methods.base import UnlearningMethod
+from lightning_unlearn.methods.config import as_method
 from lightning_unlearn.methods.loss_method import LossMethod
-from lightning_unlearn.methods.registry import get_method
 from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds
 from lightning_unlearn.procedures.outcome import UnlearningResult
@@ -37,7 +37,7 @@ def unlearn(
     model: LightningModule,
     request: DeletionRequest | Collection[SampleId],
     *,
-    method: UnlearningMethod | str,
+    method: UnlearningMethod | str | os.PathLike[str],
     data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
     store: DeltaStore | str | os.PathLike[str] | None = None,
     trainer: TrainerArgument = None,
@@ -63,7 +63,8 @@ def unlearn(
     Args:
         model: The trained module.
         request: Ids to forget: positions in the recorded dataset, or stable keys.
-        method: A method or its name, such as `PartialAmnesiac()` or `"partial-amnesiac"`.
+        method: A method or its name, such as `PartialAmnesiac()` or `"partial-amnesiac"`, or the path of a file that
+            describes one (see `load_method`); a string is a path if it ends in .yaml, .yml or .json.
         data: The user's datamodule, training loader, or `{"train": ..., "test": ...}` loaders.
         store: What `DeltaRecorder` recorded, or its path; needed by delta-based methods.
         trainer: For stages that train: arguments of `Trainer`, a function that builds a fresh one, or one fresh
@@ -97,11 +98,12 @@ def unlearn(
             `sample_keys` are given.
         UnsupportedStrategyError: the module cannot be copied, or an edit would be recorded by several processes.
         StoreCorruptedError: the store is damaged.
-        ValueError: a Trainer that has already run, or an argument out of range.
+        FileNotFoundError: `method` is the path of a file that is not there.
+        ValueError: a Trainer that has already run, an argument out of range, or a file that describes no method.
     """
     if not isinstance(model, LightningModule):
         raise TypeError(expected("model", "a LightningModule", type(model), "Wrap the network in one."))
-    chosen = method if isinstance(method, UnlearningMethod) else get_method(method)()
+    chosen = as_method(method)
     if then is not None and not isinstance(then, LossMethod):
         raise TypeError(expected("then", "a method that trains, such as FineTune(max_steps=50)", then))
     settings = PassSettings(
