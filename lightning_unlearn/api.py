@@ -14,7 +14,7 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.data.sample_ids import SampleKeys
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
+from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import UnlearningMethod
 from lightning_unlearn.methods.config import as_method
 from lightning_unlearn.methods.loss_method import LossMethod
@@ -22,12 +22,13 @@ from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds
 from lightning_unlearn.procedures.outcome import UnlearningResult
 from lightning_unlearn.procedures.outputs import Adapter
+from lightning_unlearn.procedures.planning import check_same_data
 from lightning_unlearn.procedures.run import run_pass
 from lightning_unlearn.procedures.settings import BatchNormPolicy, PassSettings
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
 from lightning_unlearn.results import EvaluationResult
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.types import DataFingerprint, SampleId, Split
+from lightning_unlearn.types import SampleId, Split
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["evaluate", "unlearn"]
@@ -219,37 +220,3 @@ def _split_loaders(
         remedy = "Forgotten samples are compared with samples that no training saw."
         raise MissingRequirementError(expected("data", "with test data", type(data).__name__, remedy))
     return {"forget": split.forget_loader(), "retain": split.retain_loader(), "test": test}
-
-
-def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule, *, keyed: bool) -> None:
-    """Refuse to split data by other ids than the store's: an integer key is a position as well, of somebody else.
-
-    Positions in a dataset that is not the recorded one are refused, too; stable keys hold across datasets.
-
-    Args:
-        recorded: The store's fingerprint.
-        data: The split data.
-        keyed: Whether it is split by `sample_keys`.
-
-    Raises:
-        MissingRequirementError: the store does not identify samples by position, and there are no `sample_keys`.
-        StoreMismatchError: the store identifies samples by position, and there are `sample_keys`, or the length of
-            the dataset differs.
-    """
-    if recorded.identity != "position" and not keyed:
-        rule = f"given for a store that identifies samples by {recorded.identity}"
-        remedy = "Pass position -> recorded id, so that the data is split by the ids of the request."
-        raise MissingRequirementError(expected("sample_keys", rule, None, remedy))
-    if recorded.identity == "position" and keyed:
-        rule, remedy = "None for a store that identifies samples by position", "Ask with positions, as recorded."
-        raise StoreMismatchError(expected("sample_keys", rule, "keys", remedy))
-    length = data.root_length
-    if recorded.identity == "position" and recorded.length is not None and length != recorded.length:
-        raise StoreMismatchError(
-            expected(
-                "data",
-                f"the recorded dataset of {recorded.length} samples, whose positions the store holds",
-                length,
-                "Pass that dataset, or record with `sample_keys` so that ids survive changes of the data.",
-            )
-        )
