@@ -96,7 +96,8 @@ def _sweep(figure: Figure, rows: Sequence[Row], group: str, label: str) -> None:
         for model, line in (("retrained", ":"), ("original", "--")):
             level = statistics.fmean(percent(per_seed([row for row in rows if row["model"] == model], name)))
             axis.axhline(level, color="grey", linestyle=line, linewidth=1, label=model)
-        axis.set(xlabel=label, title=f"{COLUMNS[name]}, %")
-        if group == "alpha":
-            axis.set_xscale("log")
+        values = sorted({row["value"] for row in chosen})
+        axis.set(xlabel=label, title=f"{COLUMNS[name]}, %", xscale="log" if group == "alpha" else "linear")
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.minorticks_off()
     axes[0].legend(fontsize=7)

@@ -162,8 +162,8 @@ PRESETS = {
     "cpu": Preset(
         linear=_LINEAR,
         tasks=(
-            Task("Fashion-MNIST", "small", 5_000, 1_000, 2_000, 15, 0.03),
-            Task("CIFAR-10", "small", 5_000, 1_000, 2_000, 15, 0.03),
+            Task("Fashion-MNIST", "small", 5_000, 1_000, 2_000, 20, 0.03),
+            Task("CIFAR-10", "small", 5_000, 1_000, 2_000, 25, 0.03),
         ),
         classes=(3, 6, 9),
         steps=50,

@@ -80,6 +80,18 @@ def linear_table(rows: Sequence[Row], over: str, label: str, models: Sequence[st
     return table([label, *(f"{_MASKS.get(model, model)}: {one}" for model in models for one in ("RL", "UL"))], body)
 
 
+def ratio_table(rows: Sequence[Row]) -> list[str]:
+    """How much of the golden model's UL the masked models have, in percent; pairs of the same draw."""
+    chosen = [row for row in rows if row["over"] == "share"]
+    forget = {(row["share"], row["seed"], row["model"]): row["forget"] for row in chosen}
+    seeds = sorted({row["seed"] for row in chosen})
+    body = []
+    for share in sorted({row["share"] for row in chosen}):
+        pairs = [[forget[share, seed, model] / forget[share, seed, "golden"] for seed in seeds] for model in MODELS[3:]]
+        body.append([f"{share:g}", *(spread([round(one, 9) for one in ratios], scale=100) for ratios in pairs)])
+    return table(["share", *MODELS[3:]], body)
+
+
 def linear_part(rows: Sequence[Row], preset: Preset) -> Iterator[str]:
     """Everything about the linear model."""
     one = preset.linear
@@ -93,6 +105,8 @@ def linear_part(rows: Sequence[Row], preset: Preset) -> Iterator[str]:
     yield "\n".join(linear_table(rows, "tuned", "samples", MODELS))
     yield f"Over the share of shared features, {one.tuned_part} fine-tuning samples:"
     yield "\n".join(linear_table(rows, "share", "share", MODELS))
+    yield "The same, UL in percent of the golden model's in the same draw:"
+    yield "\n".join(ratio_table(rows))
     yield (
         f"Masks made of importances, over the share of coefficients they keep; {one.share:.0%} of the features shared, "
         f"{one.tuned_part} fine-tuning samples:"
