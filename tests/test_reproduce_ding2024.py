@@ -72,6 +72,8 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
     one, other = (rows["alpha", name, 1.0] for name in ("ICE-FT", "CE-FT"))
     assert {**one, "model": "", "seconds": 0} == {**other, "model": "", "seconds": 0}
     assert all(row["steps"] in (2, 4) for key, row in rows.items() if key[0] == "keep" or key[1] == "fine-tuning")
+    fits = [(row["model"], row["value"], row["forgotten"]) for row in kinds["fit"]]
+    assert fits == [("original", 1, 3), ("fine-tuning", 1, 3)]
     pictures = sorted(path.name for path in tmp_path.glob("study-*.png"))
     assert {"study-linear.png", "study-cifar-10-alpha.png", "study-fashion-mnist-keep.png"} <= set(pictures)
     page = (tmp_path / "study.md").read_text()

@@ -5,9 +5,10 @@
 `DATA` holds `FashionMNIST/raw` and `cifar-10-batches-py` (torchvision's folders, `--download` fetches them).
 
 Measured are: losses of the linear model, original, fine-tuned, golden and masked, against closed forms; and one class
-forgotten by fine-tuning, by its discriminative forms KL-FT, ICE-FT and CE-FT, and by masks made of the data to keep or
-to forget. Written are `OUTPUT.json` with every number, `OUTPUT-*.png`, and the tables below the marker of `OUTPUT.md`.
-Finished jobs are kept in the JSON, so an interrupted study goes on where it stopped. A job runs on one thread.
+forgotten by fine-tuning (from originals that fit their images more or less), by its discriminative forms KL-FT, ICE-FT
+and CE-FT, and by masks made of the data to keep or to forget. Written are `OUTPUT.json` with every number,
+`OUTPUT-*.png`, and the tables below the marker of `OUTPUT.md`. Finished jobs are kept in the JSON, so an interrupted
+study goes on where it stopped. A job runs on one thread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ding2024_classes import class_rows
+from ding2024_classes import class_rows, fit_rows
 from ding2024_figures import draw_figures
 from ding2024_linear import linear_rows
 from ding2024_settings import PRESETS, Job, jobs_of
@@ -37,6 +38,8 @@ def run_job(job: Job, preset: str, root: Path) -> Document:
     chosen = PRESETS[preset]
     if job.kind == "linear":
         rows = linear_rows(chosen.linear, job.seed)
+    elif job.kind == "fit":
+        rows = fit_rows(chosen, job.task, root, job.seed)
     else:
         rows = class_rows(chosen, job.task, root, job.forgotten, job.seed)
     return {"seconds": round(time.perf_counter() - started, 2), "rows": [finite(row) for row in rows]}

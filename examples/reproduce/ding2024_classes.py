@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from compare_data import Data, Network
 from compare_data import Task as DataTask
 
-__all__ = ["Pass", "class_rows", "passes"]
+__all__ = ["Pass", "class_rows", "fit_rows", "passes"]
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -163,6 +164,27 @@ def scores(module: nn.Module, parts: dict[str, TensorDataset], attack_samples: i
     }  # fmt: skip
 
 
+def forgotten_by(
+    method: LossMethod, original: LightningModule, drawn: Drawn, preset: Preset, batch_size: int, seed: int
+) -> Row:
+    """Scores of a pass, with its seconds and steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnlearningWarning)  # what is warned of is in the table
+        result = unlearn(
+            original,
+            drawn.task.forget,
+            method=method,
+            data=Data(drawn.task, batch_size),
+            trainer={"accelerator": preset.accelerator, "devices": 1, **QUIET},
+            seed=seed,
+            record=False,
+            probe_samples=0,
+            force=True,  # what a method does to the model is to be seen here, not prevented
+        )
+    row = scores(result.model, drawn.parts, preset.attack_samples)
+    return {**row, "seconds": result.seconds, "steps": sum(stage.steps for stage in result.stages)}
+
+
 def class_rows(preset: Preset, name: str, root: Path, forgotten: int, seed: int) -> list[Row]:
     """All models of one data set, class and seed."""
     task = preset.task(name)
@@ -182,27 +204,31 @@ def class_rows(preset: Preset, name: str, root: Path, forgotten: int, seed: int)
         row = scores(module, drawn.parts, preset.attack_samples)
         spent = None if label == "original" else seconds
         found.append({"group": "reference", "model": label, "value": 0, **row, "seconds": spent, "steps": None})
-    for one in passes(preset):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnlearningWarning)  # what is warned of is in the table
-            result = unlearn(
-                original,
-                drawn.task.forget,
-                method=one.method,
-                data=data(),
-                trainer={"accelerator": preset.accelerator, "devices": 1, **QUIET},
-                seed=seed,
-                record=False,
-                probe_samples=0,
-                force=True,  # what a method does to the model is to be seen here, not prevented
-            )
-        row = scores(result.model, drawn.parts, preset.attack_samples)
-        steps = sum(stage.steps for stage in result.stages)
-        found.append({**one._asdict(), **row, "seconds": result.seconds, "steps": steps})
+    found += [
+        {**one._asdict(), **forgotten_by(one.method, original, drawn, preset, task.batch_size, seed)}
+        for one in passes(preset)
+    ]
     ideal = split_scores(found[1])
     for row in found:
         row.pop("method", None)
         row["gap"] = average_gap(split_scores(row), ideal)
+    return found
+
+
+def fit_rows(preset: Preset, name: str, root: Path, seed: int) -> list[Row]:
+    """Fine-tuning from originals that were trained for fewer epochs: what fitting the images has to do with it."""
+    found: list[Row] = []
+    for epochs in preset.task(name).fits:
+        task = replace(preset.task(name), epochs=epochs)
+        draws = {forgotten: draw(task, root, forgotten, seed) for forgotten in preset.classes}
+        data = Data(draws[preset.classes[0]].task, task.batch_size)  # the training images do not depend on the class
+        original, _ = trained(task, data, seed, preset.accelerator)
+        for forgotten, drawn in draws.items():
+            before = scores(original, drawn.parts, preset.attack_samples)
+            method = FineTune(max_steps=preset.steps)
+            after = forgotten_by(method, original, drawn, preset, task.batch_size, seed)
+            here = {"group": "fit", "value": epochs, "forgotten": forgotten}
+            found += [{**here, "model": "original", **before}, {**here, "model": "fine-tuning", **after}]
     return found
 
 

@@ -35,7 +35,7 @@ def draw_figures(rows: Sequence[Row], preset: Preset, stem: Path) -> list[Path]:
     _linear(figure, [row for row in rows if row["kind"] == "linear"])
     written = [save_figure(figure, stem, "linear")]
     for task in preset.tasks:
-        of_task = [row for row in rows if row["task"] == task.dataset]
+        of_task = [row for row in rows if row["kind"] == "class" and row["task"] == task.dataset]
         for group, label in (("alpha", "alpha"), ("keep", "share kept")):
             figure = Figure(figsize=(13, 3.4), layout="constrained")
             _sweep(figure, of_task, group, label)

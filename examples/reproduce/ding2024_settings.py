@@ -47,6 +47,8 @@ class Task:
         test: Test images of all classes.
         epochs: Length of the training and of the retraining.
         lr: Learning rate of SGD with momentum, a cosine over the training.
+        batch_size: Of all trainings.
+        fits: Lengths of trainings after each of which fine-tuning alone is run.
     """
 
     dataset: ImageName
@@ -57,6 +59,7 @@ class Task:
     epochs: int
     lr: float
     batch_size: int = 64
+    fits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,10 @@ class Job:
         kind: What is done.
         seed: Of everything that is drawn.
         task: Data set; none for the linear model.
-        forgotten: Class number; none for the linear model.
+        forgotten: Class number; all of them for `"fit"`, none for the linear model.
     """
 
-    kind: Literal["linear", "class"]
+    kind: Literal["linear", "class", "fit"]
     seed: int
     task: str = ""
     forgotten: int = -1
@@ -124,6 +127,7 @@ def jobs_of(preset: Preset) -> list[Job]:
         for task in preset.tasks
         for forgotten in preset.classes
     ]
+    jobs += [Job("fit", seed, task.dataset) for seed in range(preset.seeds) for task in preset.tasks if task.fits]
     return jobs + [Job("linear", seed) for seed in range(preset.linear.seeds)]
 
 
@@ -148,7 +152,7 @@ PRESETS = {
         linear=Linear(24, 4, (0.0, 0.5, 1.0), 0.5, (0, 2, 4), 2, (0.5, 1.0), 2),
         tasks=(
             Task("Fashion-MNIST", "small", 100, 30, 60, 1, 0.03, 25),
-            Task("CIFAR-10", "small", 100, 30, 60, 1, 0.03, 25),
+            Task("CIFAR-10", "small", 100, 30, 60, 1, 0.03, 25, fits=(1,)),
         ),
         classes=(3,),
         steps=2,
@@ -157,13 +161,13 @@ PRESETS = {
         alpha_lr_scale=0.1,
         keeps=(0.5,),
         attack_samples=50,
-        seeds=2,
+        seeds=1,
     ),
     "cpu": Preset(
         linear=_LINEAR,
         tasks=(
-            Task("Fashion-MNIST", "small", 5_000, 1_000, 2_000, 20, 0.03),
-            Task("CIFAR-10", "small", 5_000, 1_000, 2_000, 25, 0.03),
+            Task("Fashion-MNIST", "small", 5_000, 1_000, 2_000, 20, 0.03, fits=(5, 20)),
+            Task("CIFAR-10", "small", 5_000, 1_000, 2_000, 25, 0.03, fits=(5, 10, 15, 25)),
         ),
         classes=(3, 6, 9),
         steps=50,

@@ -63,6 +63,19 @@ def worst_class_table(rows: Sequence[Row], preset: Preset, dataset: str) -> list
     return table(["model", *(f"{name}: {one}" for name in names for one in ("UA", "RA", "gap"))], body)
 
 
+def fit_table(rows: Sequence[Row]) -> list[str]:
+    """UA and MIA efficacy before and after fine-tuning, by how long the original was trained."""
+    body = []
+    for epochs in sorted({row["value"] for row in rows}):
+        line = [str(epochs)]
+        for model in ("original", "fine-tuning"):
+            chosen = [row for row in rows if row["value"] == epochs and row["model"] == model]
+            line += [spread(per_seed(chosen, name), scale=100) for name in ("ra", "ua", "mia")]
+        body.append(line)
+    heads = [f"{model}: {COLUMNS[name]}" for model in ("original", "fine-tuning") for name in ("ra", "ua", "mia")]
+    return table(["epochs", *heads], body)
+
+
 def losses(rows: Sequence[Row]) -> list[str]:
     """RL and UL over seeds; what is only round-off is 0."""
     return [spread(row[name] if row[name] > 1e-12 else 0.0 for row in rows) for name in ("retain", "forget")]
@@ -140,6 +153,10 @@ def sections(rows: Sequence[Row], preset: Preset, figures: Sequence[Path]) -> It
         yield "\n".join(class_table(groups["reference"] + groups["default"], ["model"], ["model"]))
         yield "By class:"
         yield "\n".join(worst_class_table(groups["reference"] + groups["default"], preset, task.dataset))
+        fits = [row for row in of_task if row["group"] == "fit"]
+        if fits:
+            yield "Fine-tuning from originals that were trained for fewer epochs:"
+            yield "\n".join(fit_table(fits))
         yield (
             f"Weight of the second term, at {preset.alpha_lr_scale:g} times the learning rate and without an early end:"
         )
