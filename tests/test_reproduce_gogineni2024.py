@@ -75,7 +75,9 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
     assert {"study-storage.png", "study-mnist-keep.png", "study-mnist-fraction-samples.png"} <= set(pictures)
     page = (tmp_path / "study.md").read_text()
     assert all(f"]({name})" in page for name in pictures)
-    assert study() == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gogineni2024, "draw_figures", lambda rows, tasks, stem: [])  # the slow part
+        assert study() == 0
 
 
 def test_a_partial_form_is_compared_with_the_reference_that_forgot_as_much():

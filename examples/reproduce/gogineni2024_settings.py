@@ -144,7 +144,7 @@ PRESETS = {
     ),
     "cpu": Preset(
         tasks=(_MNIST, _CIFAR),
-        keeps=(0.01, 0.03, 0.1, 0.3, 1.0),
+        keeps=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0),
         fractions=(0.01, 0.03, 0.1, 0.3, 1.0),
         masks=("magnitude", "random", "cyclic", "fixed"),
         repair_steps=50,
