@@ -141,7 +141,7 @@ def _forms(objective: str, preset: Preset, seed: int) -> Iterator[tuple[str, flo
 
 
 def _naive(objective: str, steps: int, factor: float) -> LossMethod:
-    """`stop=None`: a fixed number of steps, as in the paper, and not the package's stop at the held-out loss."""
+    """`stop=None`: a fixed number of steps, as the paper's naive forms presumably have, and not the package's stop at the held-out loss."""
     scale = LR_SCALES[objective] * factor
     match objective:
         case "gradient ascent":
