@@ -12,7 +12,12 @@ sys.path.append(str(Path(__file__).parent.parent / "examples" / "reproduce"))  #
 
 import gogineni2024
 import gogineni2024_analysis as analysis
+import gogineni2024_runs as runs
 import gogineni2024_settings as settings
+import gogineni2024_training as training
+
+from lightning_unlearn import Amnesiac, DeltaRecorder, FineTune
+from lightning_unlearn.utilities.parameters import weights_digest
 
 
 @pytest.fixture
@@ -78,6 +83,20 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gogineni2024, "draw_figures", lambda rows, tasks, stem: [])  # the slow part
         assert study() == 0
+
+
+@pytest.mark.filterwarnings("ignore::lightning_unlearn.exceptions.UnlearningWarning")
+def test_the_repair_afterwards_is_that_of_the_pass(root, tmp_path):
+    preset = settings.PRESETS["smoke"]
+    setting = training.prepare(preset.tasks[0], root, settings.Job("amnesiac", "MNIST", 0), "cpu")
+    recorder = DeltaRecorder(tmp_path / "store", 1.0, value_dtype="float32", watch=setting.watched)
+    study, one = runs.Study(setting, preset, setting.fit(recorder)), setting.sets[0]
+    placebo = training.ForgetSet(one.name, one.placebo, ())
+    for asked, control_for in ((one, None), (placebo, list(one.rows))):
+        arguments = {"store": tmp_path / "store", "control_for": control_for}
+        edited = study.unlearn(asked, Amnesiac(), **arguments).model
+        chained = study.unlearn(asked, Amnesiac(), then=FineTune(max_steps=preset.repair_steps), **arguments).model
+        assert weights_digest(study.repair(one, edited).model) == weights_digest(chained) != weights_digest(edited)
 
 
 def test_a_partial_form_is_compared_with_the_reference_that_forgot_as_much():

@@ -31,7 +31,7 @@ from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.procedures.guards import judge_probe
 from lightning_unlearn.procedures.outcome import UnlearningResult
 
-__all__ = ["LR_SCALES", "OBJECTIVES", "amnesiac_rows", "storage_rows", "update_rows"]
+__all__ = ["LR_SCALES", "OBJECTIVES", "Study", "amnesiac_rows", "storage_rows", "update_rows"]
 
 Row = dict[str, Any]
 OBJECTIVES = (
@@ -45,29 +45,38 @@ LR_SCALES = dict(zip(OBJECTIVES, (0.1, 0.1, 0.1, 1 / 3), strict=True))
 
 
 @dataclass(frozen=True)
-class _Study:
+class Study:
     """What all passes of one job share."""
 
     setting: Setting
     preset: Preset
     original: Classifier
 
-    def unlearn(self, one: ForgetSet, method: UnlearningMethod, **arguments: Any) -> UnlearningResult:
+    def unlearn(
+        self, asked: ForgetSet, method: UnlearningMethod, model: LightningModule | None = None, **arguments: Any
+    ) -> UnlearningResult:
         """A pass; plans that refuse are carried out, and models that the probe calls collapsed are kept."""
         return unlearn(
-            self.original, one.rows, method=method, data=self.setting.loader(), seed=self.setting.seed, force=True,
-            record=False, probe_samples=self.preset.probe_samples,
+            self.original if model is None else model, asked.rows, method=method, data=self.setting.loader(),
+            seed=self.setting.seed, force=True, record=False, probe_samples=self.preset.probe_samples,
             trainer={**QUIET, "accelerator": self.setting.accelerator}, **arguments,
         )  # fmt: skip
 
-    def row(self, one: ForgetSet, twin: LightningModule, result: UnlearningResult, **labels: Any) -> Row:
-        """What is measured of a pass."""
-        before, after = result.stages[0].probe_before, result.stages[-1].probe_after
+    def repair(self, one: ForgetSet, model: LightningModule | None = None) -> UnlearningResult:
+        """The repair as a pass of its own, the same to the bit as `then=` of the pass before.
+
+        Behind a placebo's pass it leaves out the forget set as well, which is what `control_for=` does.
+        """
+        return self.unlearn(one, FineTune(max_steps=self.preset.repair_steps), model)
+
+    def row(self, one: ForgetSet, twin: LightningModule, *passes: UnlearningResult, **labels: Any) -> Row:
+        """What is measured of the model that one pass, or several in turn, have made."""
+        before, after = passes[0].stages[0].probe_before, passes[-1].stages[-1].probe_after
         found = {
-            "set": one.name, **labels, "seconds": result.seconds, "probe": judge_probe(before, after),
-            **self.setting.measure(result.model.cpu(), twin, one),
+            "set": one.name, **labels, "seconds": sum(one.seconds for one in passes),
+            "probe": judge_probe(before, after), **self.setting.measure(passes[-1].model.cpu(), twin, one),
         }  # fmt: skip
-        if (plan := result.plan) is not None:
+        if (plan := passes[0].plan) is not None:
             found |= {
                 "touched": plan.touched_fraction, "share": plan.mean_share, "relative_norm": plan.relative_norm,
                 "changed": plan.changed_weights / plan.weights, "damage": plan.damage,
@@ -85,25 +94,27 @@ def amnesiac_rows(setting: Setting, preset: Preset) -> list[Row]:
     """Algorithm 1: one recorded training, every fraction of its updates subtracted, own ones and the placebo's."""
     with tempfile.TemporaryDirectory(prefix="gogineni2024-") as folder:
         recorder = DeltaRecorder(f"{folder}/store", 1.0, value_dtype="float32", watch=setting.watched)
-        study = _Study(setting, preset, setting.fit(recorder))
+        study = Study(setting, preset, setting.fit(recorder))
         store = DeltaStore.open(f"{folder}/store")
         rows: list[Row] = []
         for one in setting.sets:
             twin = setting.twin(one)
             rows += study.references(one, twin)
             for way, keep, method in _subtractions(preset, setting.seed):
-                roles, repairs = [("own", one, None)], [None]
-                if "random" not in way:
+                controlled = "random" not in way
+                roles = [("own", one, None)]
+                if controlled:
                     roles.append(("placebo", ForgetSet(one.name, one.placebo, ()), list(one.rows)))
-                    repairs.append(FineTune(max_steps=preset.repair_steps))
                 for role, asked, control_for in roles:
-                    for repair in repairs:
-                        result = study.unlearn(asked, method, store=store, then=repair, control_for=control_for)
-                        labels = {"way": way, "keep": keep, "role": role, "repaired": repair is not None}
-                        rows.append(study.row(one, twin, result, **labels))
+                    labels = {"way": way, "keep": keep, "role": role}
+                    edited = study.unlearn(asked, method, store=store, control_for=control_for)
+                    rows.append(study.row(one, twin, edited, **labels, repaired=False))
+                    if controlled:
+                        mended = study.repair(one, edited.model)
+                        rows.append(study.row(one, twin, edited, mended, **labels, repaired=True))
             # What the repair does without a subtraction.
-            result = study.unlearn(one, FineTune(max_steps=preset.repair_steps))
-            rows.append(study.row(one, twin, result, way="repair alone", keep=0.0, role="own", repaired=True))
+            alone = study.repair(one)
+            rows.append(study.row(one, twin, alone, way="repair alone", keep=0.0, role="own", repaired=True))
         return rows
 
 
@@ -117,7 +128,7 @@ def _subtractions(preset: Preset, seed: int) -> Iterator[tuple[str, float, Unlea
 
 def update_rows(setting: Setting, preset: Preset) -> list[Row]:
     """Algorithms 2 and 3: every objective in its naive form, with partial updates, and with a smaller rate instead."""
-    study = _Study(setting, preset, setting.fit())
+    study = Study(setting, preset, setting.fit())
     rows: list[Row] = []
     for one in setting.sets:
         twin = setting.twin(one)
@@ -141,7 +152,7 @@ def _forms(objective: str, preset: Preset, seed: int) -> Iterator[tuple[str, flo
 
 
 def _naive(objective: str, steps: int, factor: float) -> LossMethod:
-    """`stop=None`: a fixed number of steps, as the paper's naive forms presumably have, and not the package's stop at the held-out loss."""
+    """`stop=None`: a fixed number of steps, as the paper's naive forms presumably have, and not the package's rule."""
     scale = LR_SCALES[objective] * factor
     match objective:
         case "gradient ascent":
