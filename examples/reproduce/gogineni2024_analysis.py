@@ -50,8 +50,9 @@ def at_equal_forgetting(
 ) -> list[float]:
     """A quantity of some models minus that of the reference models of their seed that forgot as much.
 
-    The reference is a line through the untouched model and the reference models, by forget accuracy. Models
-    that forgot more than any of these, or less, are left out, and so are references themselves.
+    The reference is a line through the untouched model and the reference models, by forget accuracy; of several that
+    forgot exactly as much the best, which is what one would choose. Models that forgot more than any of these, or less,
+    are left out, and so are references themselves.
 
     Args:
         rows: Models of one forget set, the untouched ones among them.
@@ -64,12 +65,13 @@ def at_equal_forgetting(
     differences = []
     for seed in seeds_of(rows):
         of_seed = chosen(rows, seed=seed)
-        points: dict[float, list[float]] = {}
+        points: dict[float, float] = {}
         for row in of_seed:
             if row["way"] == "untouched" or reference(row):
-                points.setdefault(row["forget_accuracy"], []).append(row[name])
+                forgot = row["forget_accuracy"]
+                points[forgot] = max(row[name], points.get(forgot, row[name]))
         x = sorted(points)
-        y = [float(np.mean(points[one])) for one in x]
+        y = [points[one] for one in x]
         for row in of_seed:
             if row["way"] in ("untouched", "retrained") or reference(row):
                 continue

@@ -121,7 +121,8 @@ def amnesiac_rows(setting: Setting, preset: Preset) -> list[Row]:
 def _subtractions(preset: Preset, seed: int) -> Iterator[tuple[str, float, UnlearningMethod]]:
     yield "amnesiac", 1.0, Amnesiac()
     for way, (prune, criterion) in PRUNES.items():
-        for keep in preset.keeps:
+        more = preset.control_fractions if criterion == "random" else ()
+        for keep in (*preset.keeps, *more):
             if keep < 1:
                 yield way, keep, PartialAmnesiac(keep=keep, prune=prune, criterion=criterion, mask_seed=seed)
 
@@ -142,12 +143,12 @@ def update_rows(setting: Setting, preset: Preset) -> list[Row]:
 
 def _forms(objective: str, preset: Preset, seed: int) -> Iterator[tuple[str, float, LossMethod]]:
     yield "naive", 1.0, _naive(objective, preset.update_steps, 1.0)
-    for fraction in preset.fractions:
-        if fraction == 1:
-            continue
-        # A random mask of a tenth moves weights, on average, as a tenth of the rate does: is a mask better than that?
-        yield "smaller rate", fraction, _naive(objective, preset.update_steps, fraction)
-        for mask in preset.masks:
+    fractions = [fraction for fraction in preset.fractions if fraction < 1]
+    # A random mask of a tenth moves weights, on average, as a tenth of the rate does: is a mask better than that?
+    for factor in sorted((*fractions, *preset.control_fractions)):
+        yield "smaller rate", factor, _naive(objective, preset.update_steps, factor)
+    for mask in preset.masks:
+        for fraction in fractions:
             yield mask, fraction, _partial(objective, preset.update_steps, PartialUpdates(fraction, mask, seed=seed))
 
 

@@ -59,6 +59,8 @@ class Preset:
         keeps: Fractions that partial amnesiac subtracts; 1 is amnesiac.
         fractions: Fractions of a layer that an update may change; 1 is the naive form.
         masks: Which entries these are.
+        control_fractions: Further fractions for the two controls, drawn entries and smaller rates: what they lose and
+            forget changes quickly near 1.
         repair_steps: Steps of fine-tuning, where there is a repair.
         update_steps: Optimizer steps of label flipping and of gradient ascent, the same in every form.
         probe_samples: Retain samples in the probe of a pass.
@@ -70,6 +72,7 @@ class Preset:
     keeps: tuple[float, ...]
     fractions: tuple[float, ...]
     masks: tuple[Literal["magnitude", "random", "cyclic", "fixed"], ...]
+    control_fractions: tuple[float, ...]
     repair_steps: int
     update_steps: int
     probe_samples: int
@@ -137,6 +140,7 @@ PRESETS = {
         keeps=(0.1, 1.0),
         fractions=(0.1, 1.0),
         masks=("magnitude",),
+        control_fractions=(),
         repair_steps=2,
         update_steps=2,
         probe_samples=32,
@@ -147,6 +151,7 @@ PRESETS = {
         keeps=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0),
         fractions=(0.01, 0.03, 0.1, 0.3, 1.0),
         masks=("magnitude", "random", "cyclic", "fixed"),
+        control_fractions=(0.2, 0.6),
         repair_steps=50,
         update_steps=30,
         probe_samples=500,

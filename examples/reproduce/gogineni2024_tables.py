@@ -197,7 +197,7 @@ def sections(rows: Sequence[Row], tasks: Sequence[str], figures: Sequence[Path])
         yield "\n".join(plan_table(of_task))
         yield (
             "Test accuracy (points) of pruning by magnitude minus that of drawn entries that forget as much (a line "
-            "through untouched, drawn fractions and amnesiac, seed by seed):"
+            "through untouched, drawn fractions and amnesiac, the best of those that forget the same, seed by seed):"
         )
         yield "\n".join(pruning_control_table(of_task))
         for placement, name in _cases(of_task):
@@ -213,7 +213,7 @@ def sections(rows: Sequence[Row], tasks: Sequence[str], figures: Sequence[Path])
         yield from _pictures(figures, f"{label}-price")
         yield (
             "Test accuracy (points) of partial updates minus that of a smaller rate that forgets as much (a line "
-            "through untouched, smaller rates and naive, seed by seed):"
+            "through untouched, smaller rates and naive, the best of those that forget the same, seed by seed):"
         )
         yield "\n".join(rate_control_table(of_task))
         for name in SETS:
