@@ -38,7 +38,7 @@ class LabelFlipping(Relabelling):
     relabel a whole class once (`draw="sample"`) and train on the modified data.
 
     Args:
-        retain_weight: The weight a of the retain term, from 0 to 1. 0.95 (ours): equal weights destroy where few
+        retain_weight: The weight a of the retain term, in (0, 1]. 0.95 (ours): equal weights destroy where few
             samples are forgotten. The papers train on both parts as on one data set, where the retain part weighs as
             much more as it is larger. 1 is fine-tuning.
         labels: `"wrong"` (Graves et al., SSD authors' code) never draws the true class, `"any"` (SalUn's code) may.

@@ -36,7 +36,7 @@ class NegGradPlus(PushingMethod):
     mixed, and those of the forget part are not learnt; the paper's code does the former as well.
 
     Args:
-        retain_weight: The weight a of the retain term, from 0 to 1. 0.9 (ours, chosen on small models); the paper has
+        retain_weight: The weight a of the retain term, in (0, 1]. 0.9 (ours, chosen on small models); the paper has
             0.95 there and 0.9999 on large ones. 1 is fine-tuning.
         max_steps: Optimizer steps; 50 unless `max_epochs` is given (ours).
         max_epochs: Passes over the retain data instead.
