@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.results import EvaluationResult, NoiseFloor
     from lightning_unlearn.shards.manifest import SisaPlan
     from lightning_unlearn.store.delta_store import DeltaStore
+    from lightning_unlearn.tuning import Objective, TuningResult, plot_pareto, tune
     from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
     from lightning_unlearn.utilities.costs import measure_cost
 
@@ -147,6 +148,7 @@ _HOMES = {
     "LossThresholdAttack": "metrics",
     "NegGradPlus": "methods",
     "NoiseFloor": "results",
+    "Objective": "tuning",
     "PartialAmnesiac": "methods",
     "PartialGradientAscent": "methods",
     "PartialLabelFlipping": "methods",
@@ -177,6 +179,7 @@ _HOMES = {
     "ThresholdAttack": "metrics",
     "TrainedMembers": "procedures.trained_members",
     "TugOfWar": "metrics",
+    "TuningResult": "tuning",
     "Twins": "procedures.twin",
     "ULiRA": "metrics",
     "UnlearningDataModule": "data.datamodule",
@@ -201,12 +204,14 @@ _HOMES = {
     "paired_bootstrap": "functional.intervals",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
+    "plot_pareto": "tuning",
     "relearn_time": "procedures.relearn",
     "student_interval": "functional.intervals",
     "train_many": "procedures.train_many",
     "train_twins": "procedures.twin",
     "tug_of_war": "functional.score_gaps",
     "tug_of_war_membership": "functional.score_gaps",
+    "tune": "tuning",
     "unlearn": "api",
 }
 
@@ -249,6 +254,7 @@ __all__ = [
     "LossThresholdAttack",
     "NegGradPlus",
     "NoiseFloor",
+    "Objective",
     "PartialAmnesiac",
     "PartialGradientAscent",
     "PartialLabelFlipping",
@@ -279,6 +285,7 @@ __all__ = [
     "ThresholdAttack",
     "TrainedMembers",
     "TugOfWar",
+    "TuningResult",
     "Twins",
     "ULiRA",
     "UnlearningDataModule",
@@ -304,12 +311,14 @@ __all__ = [
     "paired_bootstrap",
     "placebo_request",
     "plan_rewind",
+    "plot_pareto",
     "relearn_time",
     "student_interval",
     "train_many",
     "train_twins",
     "tug_of_war",
     "tug_of_war_membership",
+    "tune",
     "unlearn",
 ]
 

@@ -1,19 +1,21 @@
-"""The command line: `lightning-unlearn demo`, `store info`, `verify`, `compact`, `upgrade`, `methods`."""
+"""The command line: `lightning-unlearn tune`, `unlearn`, `demo`, `methods`, `store info` and the like."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_unlearn.commands import tune_command, unlearn_command
 from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods.catalogue import catalogue, catalogue_page
@@ -23,7 +25,16 @@ from lightning_unlearn.store.documents import FORMAT_VERSION
 
 __all__ = ["main"]
 
-_SWITCHES = ("--json", "--markdown", "--repair")
+_SWITCHES = ("--json", "--markdown", "--repair", "--force", "--overwrite")
+
+
+class _Parser(ArgumentParser):
+    """The parser of jsonargparse, with options alone for the commands that people give a configuration file."""
+
+    def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function in (tune_command, unlearn_command):
+            kwargs["as_positional"] = False
+        return super().add_function_arguments(function, *args, **kwargs)
 
 
 def store_info(store: str, json: bool = False) -> None:
@@ -113,18 +124,31 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _is_sentence(error: Exception) -> bool:
+    """Whether an error was raised by a check of this package, and not by the user's code or by a mistake."""
+    return isinstance(error, LightningUnlearnError) or str(error).startswith("Expected `")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lightning-unlearn`; errors of this package end it with one sentence and status 1."""
     # Lightning announces devices and tips on every Trainer; a command's output is its own.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if arguments is None and os.getcwd() not in sys.path:
+        # An installed script does not see the modules beside which it is called; last, so that they hide no other.
+        sys.path.append(os.getcwd())
     commands: Any = {
+        "tune": tune_command,
+        "unlearn": unlearn_command,
         "demo": demo,
         "methods": methods,
         "store": {"info": store_info, "verify": store_verify, "compact": store_compact, "upgrade": store_upgrade},
     }
+    given = _with_values(sys.argv[1:] if arguments is None else arguments)
     try:
-        auto_cli(commands, args=_with_values(sys.argv[1:] if arguments is None else arguments), as_positional=True)
-    except LightningUnlearnError as error:
+        auto_cli(commands, args=given, as_positional=True, parser_class=_Parser)
+    except (LightningUnlearnError, ValueError, TypeError, FileNotFoundError) as error:
+        if not _is_sentence(error):
+            raise
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         sys.exit(1)

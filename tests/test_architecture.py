@@ -36,6 +36,7 @@ RANK = {
     "tuning": 10,
     "report": 10,
     "api": 11,
+    "commands": 12,
     "demo": 12,
     "cli": 13,
     "__init__": 14,

@@ -24,6 +24,7 @@ def test_every_registered_method_is_in_both_places(name):
     [
         *("BatchAdapter", "PartialUpdates", "PlanThresholds", "ProbeThresholds", "Pruning", "UnlearningResult"),
         *("as_batch_adapter", "compare_models", "plan_rewind"),
+        *("tune", "plot_pareto", "Objective", "TuningResult"),
     ],
 )
 def test_what_calls_and_methods_take_and_give_is_at_the_root(name):

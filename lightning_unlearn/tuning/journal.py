@@ -10,7 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.tuning.optional import load_optuna
+from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["TrialJournal"]
 
@@ -65,11 +67,18 @@ class TrialJournal:
         self._deciding = FileLock(f"{self.path}.lock", thread_local=False)
 
     def storage(self) -> Any:
-        """Optuna's storage on this file."""
-        journal = load_optuna().storages.journal
-        return load_optuna().storages.JournalStorage(
-            journal.JournalFileBackend(str(self.path), lock_obj=_AppendLock(self.path))
-        )
+        """Optuna's storage on this file.
+
+        Raises:
+            StoreMismatchError: the file is no journal.
+        """
+        storages = load_optuna().storages
+        backend = storages.journal.JournalFileBackend(str(self.path), lock_obj=_AppendLock(self.path))
+        try:
+            return storages.JournalStorage(backend)
+        except (ValueError, TypeError, LookupError) as error:  # what Optuna meets as it replays other content
+            rule, remedy = "a journal that tuning wrote, or a new file", "Name another file."
+            raise StoreMismatchError(expected("storage", rule, str(self.path), remedy)) from error
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from lightning_unlearn.tuning.optional import load_optuna
 from lightning_unlearn.tuning.trial_task import Outcome
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["Claimed", "Sampler", "TrialStudy"]
+__all__ = ["Claimed", "Sampler", "TrialStudy", "trials_ended"]
 
 Sampler: TypeAlias = Literal["tpe", "random"]
 
@@ -117,7 +117,7 @@ class TrialStudy:
             self._release_dead()
             for _ in range(_FRUITLESS):
                 trials = self._study.get_trials(deepcopy=False)
-                counted = self._budgeted(trials)
+                counted = _budgeted(trials)
                 waiting = any(trial.state == self._states.WAITING for trial in trials)
                 if not waiting and len(counted) >= budget:
                     return None
@@ -166,7 +166,7 @@ class TrialStudy:
     def records(self) -> list[dict[str, Any]]:
         """All trials that were told, in their order, in plain data."""
         found = []
-        for trial in self._budgeted(self._study.get_trials(deepcopy=False)):
+        for trial in _budgeted(self._study.get_trials(deepcopy=False)):
             read = self._candidates.read(trial.params)
             if not trial.state.is_finished() or read is None:
                 continue
@@ -185,11 +185,6 @@ class TrialStudy:
                 }
             )
         return found
-
-    def _budgeted(self, trials: list[Any]) -> list[Any]:
-        """Trials that count: not those whose settings were tried before, nor those that another one replaces."""
-        replaced = {trial.user_attrs.get(_REPLACES) for trial in trials}
-        return [trial for trial in trials if trial.number not in replaced and _SAME not in trial.user_attrs]
 
     def _release_dead(self) -> None:
         """Trials that no living process is at are begun again, as new ones with the same settings."""
@@ -215,3 +210,24 @@ class TrialStudy:
         samplers = self._optuna.samplers
         kind = samplers.RandomSampler if self._sampler == "random" else samplers.TPESampler
         self._study.sampler = kind(seed=seed)
+
+
+def trials_ended(journal: TrialJournal) -> int:
+    """How many trials of a journal have come to an end, of whatever kind; 0 where there is no study yet.
+
+    Raises:
+        StoreMismatchError: the file is no journal.
+    """
+    if not journal.path.exists():
+        return 0
+    try:
+        study = load_optuna().load_study(study_name=_STUDY, storage=journal.storage())
+    except KeyError:
+        return 0
+    return sum(trial.state.is_finished() for trial in _budgeted(study.get_trials(deepcopy=False)))
+
+
+def _budgeted(trials: list[Any]) -> list[Any]:
+    """Trials that count: not those whose settings were tried before, nor those that another one replaces."""
+    replaced = {trial.user_attrs.get(_REPLACES) for trial in trials}
+    return [trial for trial in trials if trial.number not in replaced and _SAME not in trial.user_attrs]
