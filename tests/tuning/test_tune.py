@@ -125,8 +125,22 @@ def test_validation_data_are_needed_and_must_be_unseen(model):
         tune(model, FORGET, data=train, **call)
     with pytest.raises(ValueError, match="in both val and test"):
         tune(model, FORGET, data={"train": train, "val": val, "test": val}, **call)
-    with pytest.raises(ValueError, match="in both train and val"):
+    with pytest.raises(ValueError, match="in both retain and val"):
         tune(model, FORGET, data={"train": train, "val": DataLoader(data.train_set, 40)}, **call)
+
+
+class Elsewhere(Blobs):
+    """Test data that are on another machine."""
+
+    def setup(self, stage):
+        if stage == "test":
+            raise FileNotFoundError("test.csv")
+
+
+def test_data_that_cannot_be_compared_are_said(model):
+    call = {"methods": "l1-sparse", "objective": "privacy", "trainer": TRAINER, "trials": 1}
+    with pytest.warns(UnlearningWarning, match=r"was not checked: FileNotFoundError: test\.csv"):
+        assert len(tune(model, FORGET, data=Elsewhere(), **call).trials) == 1
 
 
 def test_what_cannot_work_is_refused(model):
