@@ -8,6 +8,7 @@ from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, SearchSpace
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Scale, WeightChange
 from lightning_unlearn.utilities.checks import check_choice, expected
@@ -48,6 +49,9 @@ class Amnesiac(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.DELTAS, Requirement.DENSE_DELTAS})
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Graves, Nagisetty, Ganesh 2021, arXiv 2010.10981"
+    search_space: ClassVar[SearchSpace] = {
+        "scale": Choices(("step", "share")),
+    }
 
     scale: Scale = "step"
 

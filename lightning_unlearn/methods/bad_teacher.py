@@ -13,6 +13,7 @@ from lightning_unlearn.functional.distillation import DistillationReduction, mix
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, weighted_sum
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive, check_positive_int
 from lightning_unlearn.utilities.reinitialise import reinitialise
@@ -70,6 +71,14 @@ class BadTeacher(PushingMethod):
     source: ClassVar[str] = "Chundawat et al. 2023, arXiv 2205.08096"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
     default_steps: ClassVar[int | None] = 50
+    # `stop=None` is in it, because what is learnt has a bound: the other teacher's answer.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.01, 1, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "retain_weight": FloatRange(0.5, 0.99),
+        "temperature": FloatRange(0.5, 4, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     retain_weight: float = 0.9
     mix: float = 1.0

@@ -8,11 +8,13 @@ free. A `LossMethod` is a loss over `{"forget": ..., "retain": ...}` batches tha
 from __future__ import annotations
 
 import enum
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, dataclass_transform, get_type_hints
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
@@ -21,6 +23,7 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.pruning import Keep
+from lightning_unlearn.methods.search_space import SearchSpace
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import Scale, WeightChange
 from lightning_unlearn.utilities.checks import expected
@@ -118,6 +121,8 @@ class UnlearningMethod(ABC):
         cost: Cost class against retraining.
         forgets: Whether any samples can be forgotten, or whole classes only.
         source: Authors, year, arXiv id.
+        search_space: What tuning varies: argument -> range or choice; empty: nothing to tune. Ranges are ours unless
+            said. Every combination has to be one that the constructor takes.
     """
 
     requires: ClassVar[frozenset[Requirement]] = frozenset()
@@ -125,6 +130,7 @@ class UnlearningMethod(ABC):
     cost: ClassVar[Cost]
     forgets: ClassVar[Forgets] = "samples"
     source: ClassVar[str]
+    search_space: ClassVar[SearchSpace] = MappingProxyType({})
 
     @property
     def name(self) -> str:
@@ -136,6 +142,49 @@ class UnlearningMethod(ABC):
         """The hyper-parameters, for reports and the ledger."""
         hidden: list[str] = [one.name for one in fields(self) if not one.repr] if is_dataclass(self) else []
         return {key: value for key, value in vars(self).items() if not key.startswith("_") and key not in hidden}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes, with the values in use: a default that depends on others is filled in.
+
+        Read from fields, else from `settings`, else from an attribute of the argument's name. A method with an
+        `__init__` of its own that keeps its arguments elsewhere, or passes some on as `**others`, overrides it.
+
+        Raises:
+            TypeError: an argument is kept nowhere.
+        """
+        declared: list[str] = [one.name for one in fields(self)] if is_dataclass(self) else []
+        shown = self.settings
+        found: dict[str, Any] = {}
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if not named or not (name in shown or hasattr(self, name)):
+                rule = f"kept by {self.name}, in `settings` or under its own name"
+                raise TypeError(expected(str(parameter), rule, sorted(shown), "Override `arguments`."))
+            found[name] = getattr(self, name) if name in declared or name not in shown else shown[name]
+        return found
+
+    def with_hyperparameters(self, **changes: Any) -> Self:
+        """This method with other hyper-parameters: a new instance, checked as any; everything else is kept.
+
+        Raises:
+            ValueError: no such hyper-parameter, or a value that the method refuses.
+            TypeError: see `arguments`.
+
+        >>> from lightning_unlearn.methods import NegGradPlus
+        >>> NegGradPlus(max_epochs=2).with_hyperparameters(retain_weight=0.95).settings["max_epochs"]
+        2
+        """
+        known = inspect.signature(type(self)).parameters
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            rule = f"hyper-parameters of {self.name} ({', '.join(known) or 'it has none'})"
+            raise ValueError(expected("changes", rule, unknown))
+        return type(self)(**{**self._given(), **changes})
+
+    def _given(self) -> dict[str, Any]:
+        """The arguments that a new instance is given where nothing else is said."""
+        return self.arguments
 
     def missing(self, available: Iterable[Requirement]) -> list[Requirement]:
         """Requirements that are not among `available`."""

@@ -15,6 +15,7 @@ from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive_int, expected, shorten
 from lightning_unlearn.utilities.modes import isolated_rng
@@ -72,6 +73,12 @@ class BoundaryExpanding(PushingMethod):
     source: ClassVar[str] = "Chen et al. 2023, arXiv 2303.11570"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
     default_steps: ClassVar[int | None] = 20
+    # Rates of 1e-6 to 1e-4 are common (recalled), for 10 epochs; with fewer steps the range lies higher.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.0002, 0.02, log=True),
+        "max_steps": IntRange(5, 60, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     layer: str | None = None
     seed: int = 0

@@ -14,6 +14,7 @@ from lightning_unlearn.functional.adversarial import gradient_sign_step
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, as_loss
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
 
@@ -67,6 +68,12 @@ class BoundaryShrink(PushingMethod):
     source: ClassVar[str] = "Chen et al. 2023, arXiv 2303.11570"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
     default_steps: ClassVar[int | None] = 20
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.0003, 0.03, log=True),
+        "max_steps": IntRange(5, 60, log=True),
+        "epsilon": FloatRange(0.03, 0.3, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     epsilon: float = 0.1
     value_range: tuple[float, float] | None = None

@@ -25,6 +25,7 @@ class CatalogueRow:
         source: Authors, year, arXiv id.
         summary: First line of the card.
         card: The whole docstring.
+        tuning: What tuning varies and from where to where, in words; empty where there is nothing to tune.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CatalogueRow:
     source: str
     summary: str
     card: str
+    tuning: str
 
 
 def catalogue() -> list[CatalogueRow]:
@@ -48,12 +50,14 @@ def catalogue() -> list[CatalogueRow]:
         kind = "edit" if issubclass(cls, WeightEdit) else "procedure" if issubclass(cls, Procedure) else "training"
         needs = ", ".join(sorted(item.name.lower().replace("_", " ") for item in cls.requires)) or "nothing"
         card = inspect.cleandoc(cls.__doc__ or "")
-        rows.append(CatalogueRow(name, kind, cls.guarantee, cls.cost, needs, cls.source, card.split("\n")[0], card))
+        tuning = ", ".join(f"{argument} ({dimension})" for argument, dimension in cls.search_space.items())
+        summary = card.split("\n")[0]
+        rows.append(CatalogueRow(name, kind, cls.guarantee, cls.cost, needs, cls.source, summary, card, tuning))
     return rows
 
 
 def catalogue_page() -> str:
-    """The documentation page in Markdown: a table, then every card as it stands in the code."""
+    """The documentation page in Markdown: a table, then every card as in the code, and what tuning varies."""
     rows = catalogue()
     parts = [
         "# Methods",
@@ -65,7 +69,8 @@ def catalogue_page() -> str:
         *map(_line, rows),
     ]
     for row in rows:
-        parts += ["", f"## {row.name}", "", "```text", row.card, "```"]
+        tuning = f"Tuning varies: {row.tuning}." if row.tuning else "Nothing to tune."
+        parts += ["", f"## {row.name}", "", "```text", row.card, "```", "", tuning]
     return "\n".join([*parts, ""])
 
 

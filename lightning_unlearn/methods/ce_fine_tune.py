@@ -11,6 +11,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.relabelling import Relabelling
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
 
@@ -59,6 +60,13 @@ class CEFineTune(Relabelling):
     """
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
+    # The paper has (0, 1] for alpha; the less, the less holds on to the data to keep.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.003, 0.3, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "alpha": FloatRange(0.1, 1, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     alpha: float = 1.0
     lr_scale: float = 0.03
@@ -111,6 +119,13 @@ class ICEFineTune(Relabelling):
     """
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
+    # The paper has (0, 1] for alpha.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.01, 1, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "alpha": FloatRange(0.005, 1, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     alpha: float = 0.05
 

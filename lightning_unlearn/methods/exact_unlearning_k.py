@@ -15,6 +15,7 @@ from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import Guarantee, Procedure, ProcedureContext, Requirement, hyperparameters
 from lightning_unlearn.methods.last_layers import FrozenStatistics
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import IntRange, SearchSpace
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.batch_norm import tracking_layers
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
@@ -67,6 +68,9 @@ class ExactUnlearningK(Procedure):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.RETAIN_DATA})
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Goel et al. 2022, arXiv 2201.06640"
+    search_space: ClassVar[SearchSpace] = {
+        "k": IntRange(1, 3),
+    }
 
     k: int = 1
     layers: Sequence[str] | None = None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import LossMethod, UnlearningHost
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 
 __all__ = ["FineTune"]
@@ -44,6 +45,10 @@ class FineTune(LossMethod):
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
     combines_losses: ClassVar[bool] = False
     default_steps: ClassVar[int | None] = 50
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.03, 3, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+    }
 
     lr_scale: float = 1 / 3
 

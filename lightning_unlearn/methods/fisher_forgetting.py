@@ -16,6 +16,7 @@ from lightning_unlearn.functional.curvature import label_fisher, unflatten
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import split_data, trainable
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
 
@@ -66,6 +67,12 @@ class FisherForgetting(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.RETAIN_DATA})
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Golatkar, Achille, Soatto 2020, arXiv 1911.04933"
+    # A library of methods searches 1e-9 to 1e-6 for alpha; the code's own default lies above that.
+    search_space: ClassVar[SearchSpace] = {
+        "alpha": FloatRange(1e-9, 1e-5, log=True),
+        "head_factor": FloatRange(1, 30, log=True),
+        "vector_factor": FloatRange(1, 30, log=True),
+    }
 
     alpha: float = 1e-6
     cap: float = 1e3

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 
 __all__ = ["GradientAscent"]
@@ -54,6 +55,12 @@ class GradientAscent(PushingMethod):
     source: ClassVar[str] = "Golatkar et al. 2020, arXiv 1911.04933 (as a baseline)"
     parts: ClassVar[tuple[Part, ...]] = ("forget",)
     default_steps: ClassVar[int | None] = 20
+    # Without `stop=None`: the loss has no bound and nothing holds on to the data to keep, so unwatched it destroys.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.01, 1, log=True),
+        "max_steps": IntRange(5, 60, log=True),
+        "stop": Choices(("held_out", "retain")),
+    }
 
     lr_scale: float = 0.1
 

@@ -22,6 +22,7 @@ from lightning_unlearn.methods.batch_gradients import (
     trainable,
 )
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.checks import check_choice, check_positive, check_positive_int, expected
 
@@ -82,6 +83,11 @@ class InfluenceUnlearning(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.FORGET_DATA, Requirement.RETAIN_DATA})
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Koh & Liang 2017, arXiv 1703.04730; Izzo et al. 2021, arXiv 2002.10077"
+    # Published for alpha: 1 to 20 (recalled), of a matrix with damping 1.
+    search_space: ClassVar[SearchSpace] = {
+        "alpha": FloatRange(0.3, 20, log=True),
+        "damping": FloatRange(0.01, 1, log=True),
+    }
 
     alpha: float = 1.0
     solver: Literal["cg", "woodfisher"] = "cg"

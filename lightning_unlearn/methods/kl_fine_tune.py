@@ -12,6 +12,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.relabelling import Relabelling
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
 
@@ -65,6 +66,14 @@ class KLFineTune(Relabelling):
     """
 
     source: ClassVar[str] = "Ding et al. 2024, arXiv 2410.03833v1"
+    # The paper has (0, 1] for alpha; the rest of the penalty is inferred. With a smoothing of 1 no class is taught.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.01, 1, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "alpha": FloatRange(0.005, 1, log=True),
+        "smoothing": FloatRange(0.03, 1, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     alpha: float = 0.05
     target: KLTarget = "smoothed"

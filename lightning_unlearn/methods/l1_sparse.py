@@ -10,6 +10,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
 from lightning_unlearn.methods.loss_method import UnlearningHost, as_loss
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
 
@@ -54,6 +55,12 @@ class L1Sparse(FineTune):
 
     source: ClassVar[str] = "Jia et al. 2023, arXiv 2304.04934"
     combines_losses: ClassVar[bool] = True
+    # Published: 1e-6 to 1e-3 (recalled), for 10 epochs. The upper end is ours: an entry moves by at most rate times
+    # alpha a step, and there are fewer steps.
+    search_space: ClassVar[SearchSpace] = {
+        **FineTune.search_space,
+        "alpha": FloatRange(1e-6, 1e-2, log=True),
+    }
 
     alpha: float = 5e-4
     no_l1_epochs: int = 0

@@ -11,6 +11,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.relabelling import Relabelling
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
 
@@ -60,6 +61,12 @@ class LabelFlipping(Relabelling):
     """
 
     source: ClassVar[str] = "Graves et al. 2021, arXiv 2010.10981"
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.01, 1, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "retain_weight": FloatRange(0.5, 0.99),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     retain_weight: float = 0.95
 

@@ -14,6 +14,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
 from lightning_unlearn.methods.loss_method import UnlearningHost
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int
 from lightning_unlearn.utilities.layers import chosen_layers, frozen_statistics_layers
@@ -66,6 +67,10 @@ class CatastrophicForgettingK(FineTune):
     """
 
     source: ClassVar[str] = "Goel et al. 2022, arXiv 2201.06640"
+    search_space: ClassVar[SearchSpace] = {
+        **FineTune.search_space,
+        "k": IntRange(1, 3),
+    }
 
     k: int = 1
     layers: Sequence[str] | None = None

@@ -148,6 +148,7 @@ class LossMethod(UnlearningMethod):
     updates: PartialUpdates | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._default_length = self.max_steps is None and self.max_epochs is None
         if self.max_steps is None and self.max_epochs is None:
             self.max_steps = self.default_steps
         if self.max_steps is None and self.max_epochs is None:
@@ -193,6 +194,34 @@ class LossMethod(UnlearningMethod):
         changed = copy.copy(self)
         changed.updates = updates
         return changed
+
+    def with_hyperparameters(self, **changes: Any) -> Self:
+        """This method with other hyper-parameters; what `with_updates` has set is kept.
+
+        A length that was given stays: `max_steps` beside an earlier `max_epochs` is a second limit. A default one
+        gives way to `max_epochs`.
+
+        Raises:
+            ValueError: no such hyper-parameter, a value that the method refuses, or one that `with_updates` overrules.
+            TypeError: see `arguments`.
+
+        >>> from lightning_unlearn.methods import FineTune
+        >>> FineTune().with_hyperparameters(max_epochs=2)
+        FineTune(max_steps=None, max_epochs=2, optimizer=None, lr_scale=0.3333333333333333)
+        """
+        changed, as_declared = super().with_hyperparameters(**changes), super().with_hyperparameters()
+        if self.updates != as_declared.updates:
+            if changed.updates != as_declared.updates:
+                remedy = "Give the fraction to `with_updates`."
+                raise ValueError(expected("changes", "without effect on what `with_updates` has set", changes, remedy))
+            changed.updates = self.updates
+        return changed
+
+    def _given(self) -> dict[str, Any]:
+        given = super()._given()
+        if getattr(self, "_default_length", False) and self.max_steps == self.default_steps:
+            given.pop("max_steps", None)
+        return given
 
     def epoch_is_over(self, host: UnlearningHost, batch_idx: int) -> bool:
         """Whether the epoch is over before this batch, although there are more; asked on every process."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction
 
@@ -56,6 +57,13 @@ class NegGradPlus(PushingMethod):
     source: ClassVar[str] = "Kurmanji et al. 2023, arXiv 2302.09880"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
     default_steps: ClassVar[int | None] = 50
+    # The paper's two weights, 0.95 and 0.9999, are in the range; its rule is `stop=None`.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.03, 3, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "retain_weight": FloatRange(0.5, 0.9999),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     retain_weight: float = 0.9
     lr_scale: float = 1 / 3

@@ -10,6 +10,7 @@ from lightning_unlearn.functional.pruning import Criterion, Keep, PruneWhen, Pru
 from lightning_unlearn.methods.amnesiac import planned_amounts
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, SearchSpace
 from lightning_unlearn.types import Scale, WeightChange
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
 
@@ -57,6 +58,12 @@ class PartialAmnesiac(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.DELTAS})
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Gogineni & Nadimi 2024, arXiv 2403.07611"
+    # None is the store's fraction; a larger one than that is refused. `prune="sum"` would need another store, and
+    # `criterion="random"` is a control, so neither is tuned.
+    search_space: ClassVar[SearchSpace] = {
+        "keep": Choices((None, 0.03, 0.1, 0.3)),
+        "scale": Choices(("step", "share")),
+    }
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.label_flipping import LabelFlipping
 from lightning_unlearn.methods.partial_updates import MaskPolicy, PartialUpdates
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 
 __all__ = ["PartialLabelFlipping"]
 
@@ -56,6 +57,11 @@ class PartialLabelFlipping(LabelFlipping):
     """
 
     source: ClassVar[str] = "Gogineni & Nadimi 2024, arXiv 2403.07611"
+    # The paper's fractions were not at hand.
+    search_space: ClassVar[SearchSpace] = {
+        **LabelFlipping.search_space,
+        "fraction": FloatRange(0.01, 1, log=True),
+    }
 
     fraction: float = field(default=0.1, repr=False)
     mask: MaskPolicy = field(default="magnitude", repr=False)

@@ -22,7 +22,8 @@ def register(cls: M) -> M:
     """Class decorator: make a concrete method known under its class name.
 
     Raises:
-        TypeError: the class is abstract, does not declare `guarantee`, `cost` and `source`, or has no docstring.
+        TypeError: the class is abstract, does not declare `guarantee`, `cost` and `source`, has no docstring, or its
+            `search_space` names what is no argument.
         ValueError: the name is taken.
     """
     undeclared = [name for name in ("guarantee", "cost", "source") if not hasattr(cls, name)]
@@ -30,6 +31,9 @@ def register(cls: M) -> M:
         raise TypeError(
             expected(cls.__name__, "a concrete, documented method", undeclared or cls, "Declare what is missing.")
         )
+    strangers = set(cls.search_space) - set(inspect.signature(cls).parameters)
+    if strangers:
+        raise TypeError(expected("search_space", f"arguments of {cls.__name__}", sorted(strangers)))
     if cls.__name__ in _methods:
         raise ValueError(expected("name", "unused", cls.__name__, "Rename the class."))
     _methods[cls.__name__] = cls

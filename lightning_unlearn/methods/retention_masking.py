@@ -16,6 +16,7 @@ from lightning_unlearn.methods.base import Requirement, hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
 from lightning_unlearn.methods.loss_method import UnlearningHost
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
 from lightning_unlearn.utilities.modes import isolated_rng
@@ -77,6 +78,10 @@ class RetentionMasking(FineTune):
     source: ClassVar[str] = "Ding et al. 2025, arXiv 2410.03833v3"
     combines_losses: ClassVar[bool] = True
     recordable: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {
+        **FineTune.search_space,
+        "keep": FloatRange(0.3, 0.95),
+    }
 
     keep: float = 0.7
     mask_of: Part = "retain"

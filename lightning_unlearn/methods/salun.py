@@ -18,6 +18,7 @@ from lightning_unlearn.methods.batch_gradients import batch_gradients, trainable
 from lightning_unlearn.methods.loss_method import UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.relabelling import Labels, Relabelling
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
 
@@ -72,6 +73,14 @@ class SalUn(Relabelling):
     """
 
     source: ClassVar[str] = "Fan et al. 2024, arXiv 2310.12508"
+    # Published (recalled): rates of 5e-4 to 5e-2 for models trained with 0.1, and sparsities of 0.1 to 0.9.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.005, 0.5, log=True),
+        "max_steps": IntRange(10, 150, log=True),
+        "density": FloatRange(0.1, 0.9),
+        "retain_weight": FloatRange(0.1, 10, log=True),
+        "stop": Choices(("held_out", "retain", None)),
+    }
 
     retain_weight: float = 1.0
     density: float = 0.5

@@ -14,6 +14,7 @@ from lightning_unlearn.functional.distillation import distillation_loss
 from lightning_unlearn.methods.base import Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import PushingMethod, UnlearningHost, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batch_norm import frozen_statistics
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
@@ -70,6 +71,15 @@ class Scrub(PushingMethod):
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Kurmanji et al. 2023, arXiv 2302.09880"
     parts: ClassVar[tuple[Part, ...]] = ("forget", "retain")
+    # The code's values of alpha are 0.001, 0.01 and 0.5. `stop="retain"` is left out: it takes steps back, which are
+    # not looked at one by one here, so it would be None under another name.
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.02, 2, log=True),
+        "epochs": IntRange(3, 6),
+        "msteps": IntRange(1, 3),
+        "alpha": FloatRange(0.0005, 0.5, log=True),
+        "stop": Choices(("held_out", None)),
+    }
 
     epochs: int = 3
     msteps: int = 2

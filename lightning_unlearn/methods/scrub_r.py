@@ -13,6 +13,7 @@ from lightning_unlearn.methods.base import Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import StopRule, UnlearningHost
 from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.scrub import Scrub
+from lightning_unlearn.methods.search_space import FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import expected, shorten
 
@@ -65,6 +66,12 @@ class ScrubR(Scrub):
 
     requires: ClassVar[frozenset[Requirement]] = Scrub.requires | {Requirement.VALIDATION_DATA}
     recordable: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.02, 2, log=True),
+        "epochs": IntRange(4, 8),
+        "msteps": IntRange(1, 4),
+        "alpha": FloatRange(0.0005, 0.5, log=True),
+    }
 
     epochs: int = 5
     msteps: int = 3

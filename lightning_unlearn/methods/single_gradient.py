@@ -16,6 +16,7 @@ from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, 
 from lightning_unlearn.methods.batch_gradients import as_change, gradient_sum, split_data, trainable
 from lightning_unlearn.methods.recorded_uses import Rates, uses_by_anchor
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.batch_norm import frozen_statistics, tracking_layers
 from lightning_unlearn.utilities.batches import leading_size
@@ -70,6 +71,10 @@ class SingleGradient(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.FORGET_DATA, Requirement.INITIAL_WEIGHTS})
     guarantee: ClassVar[Guarantee] = "approximate"
     source: ClassVar[str] = "Thudi, Deza, Chandrasekaran, Papernot 2022, arXiv 2109.13398"
+    # Everything else describes how the training was, and is no choice.
+    search_space: ClassVar[SearchSpace] = {
+        "max_relative_norm": FloatRange(0.01, 0.5, log=True),
+    }
 
     anchor: Literal["initial", "per_epoch"] = "initial"
     lr: float | None = None

@@ -13,6 +13,7 @@ from lightning_unlearn.functional.saliency import alpha_of_share, dampening_fact
 from lightning_unlearn.methods.base import EditContext, Guarantee, Requirement, WeightEdit, hyperparameters
 from lightning_unlearn.methods.batch_gradients import as_change, batch_gradients, split_data, trainable
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import Choices, FloatRange, SearchSpace
 from lightning_unlearn.types import WeightChange
 from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
 
@@ -62,6 +63,12 @@ class SelectiveSynapticDampening(WeightEdit):
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.FORGET_DATA, Requirement.RETAIN_DATA})
     guarantee: ClassVar[Guarantee] = "heuristic"
     source: ClassVar[str] = "Foster, Schoepf, Brintrup 2024, arXiv 2308.07707"
+    # The share and not `alpha`: the two exclude each other, and which alpha is of use depends on the network (5 to 50
+    # are published). The paper has 1, and once 0.1, for lambda.
+    search_space: ClassVar[SearchSpace] = {
+        "share": Choices((None, 0.001, 0.003, 0.01, 0.03, 0.1)),
+        "lambda_": FloatRange(0.1, 10, log=True),
+    }
 
     alpha: float | None = None
     share: float | None = None

@@ -13,6 +13,7 @@ from lightning_unlearn.exceptions import DeletionRequestError, MissingRequiremen
 from lightning_unlearn.methods.base import Forgets, Guarantee, Requirement, hyperparameters
 from lightning_unlearn.methods.loss_method import LossMethod, UnlearningHost, as_loss, user_loss, weighted_sum
 from lightning_unlearn.methods.registry import register
+from lightning_unlearn.methods.search_space import FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected, shorten
@@ -70,6 +71,12 @@ class Unsir(LossMethod):
     source: ClassVar[str] = "Tarun et al. 2023, arXiv 2111.08947"
     forgets: ClassVar[Forgets] = "classes"
     parts: ClassVar[tuple[Part, ...]] = ("retain",)
+    search_space: ClassVar[SearchSpace] = {
+        "lr_scale": FloatRange(0.03, 3, log=True),
+        "impair_steps": IntRange(5, 60, log=True),
+        "repair_steps": IntRange(10, 150, log=True),
+        "noise_weight": FloatRange(0.1, 10, log=True),
+    }
 
     noise_steps: int = 40
     noise_lr: float = 0.1
