@@ -142,16 +142,33 @@ def _triggered(x: Tensor) -> Tensor:
     return x
 
 
-def make_task(dataset: str, scenario: str, seed: int, root: str | None = None) -> Task:
-    """One scenario on one data set; rows are drawn with `seed`."""
+def make_task(
+    dataset: str,
+    scenario: str,
+    seed: int,
+    root: str | None = None,
+    *,
+    sizes: tuple[int, int, int] | None = None,
+    forgotten: int | None = None,
+) -> Task:
+    """One scenario on one data set; rows are drawn with `seed`.
+
+    Args:
+        dataset: Key of `SIZES`.
+        scenario: One of `SCENARIOS`.
+        seed: Of the draw.
+        root: Folder of the data.
+        sizes: Training, validation and test rows, by default those of `SIZES`.
+        forgotten: How many rows are forgotten where no class is, by default a hundredth, and 20 at least.
+    """
     x, y, test_x, test_y = _load(dataset, root)
-    n, held, tested = SIZES[dataset]
+    n, held, tested = sizes or SIZES[dataset]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)[: n + held]
     x, y = x[order], y[order]
     val_x, val_y, x, y = x[n:], y[n:], x[:n].clone(), y[:n].clone()
     test_x, test_y, classes = test_x[:tested], test_y[:tested], 10
-    some = torch.randperm(n, generator=generator)[: max(20, n // 100)]
+    some = torch.randperm(n, generator=generator)[: forgotten or max(20, n // 100)]
     true: Tensor | None = None
     if scenario == "class":
         forget = torch.nonzero(y == 3).flatten()

@@ -14,20 +14,21 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.data.sample_ids import SampleKeys
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError
+from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.methods.base import UnlearningMethod
+from lightning_unlearn.methods.config import as_method
 from lightning_unlearn.methods.loss_method import LossMethod
-from lightning_unlearn.methods.registry import get_method
 from lightning_unlearn.procedures.evaluate import evaluate as evaluate_loaders
 from lightning_unlearn.procedures.guards import ProbeThresholds
 from lightning_unlearn.procedures.outcome import UnlearningResult
 from lightning_unlearn.procedures.outputs import Adapter
+from lightning_unlearn.procedures.planning import check_same_data
 from lightning_unlearn.procedures.run import run_pass
 from lightning_unlearn.procedures.settings import BatchNormPolicy, PassSettings
 from lightning_unlearn.procedures.trainers import TrainerArgument, TrainerSource
 from lightning_unlearn.results import EvaluationResult
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.types import DataFingerprint, SampleId, Split
+from lightning_unlearn.types import SampleId, Split
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["evaluate", "unlearn"]
@@ -37,7 +38,7 @@ def unlearn(
     model: LightningModule,
     request: DeletionRequest | Collection[SampleId],
     *,
-    method: UnlearningMethod | str,
+    method: UnlearningMethod | str | os.PathLike[str],
     data: LightningDataModule | DataLoader[Any] | Mapping[str, DataLoader[Any]],
     store: DeltaStore | str | os.PathLike[str] | None = None,
     trainer: TrainerArgument = None,
@@ -63,7 +64,8 @@ def unlearn(
     Args:
         model: The trained module.
         request: Ids to forget: positions in the recorded dataset, or stable keys.
-        method: A method or its name, such as `PartialAmnesiac()` or `"partial-amnesiac"`.
+        method: A method or its name, such as `PartialAmnesiac()` or `"partial-amnesiac"`, or the path of a file that
+            describes one (see `load_method`); a string is a path if it ends in .yaml, .yml or .json.
         data: The user's datamodule, training loader, or `{"train": ..., "test": ...}` loaders.
         store: What `DeltaRecorder` recorded, or its path; needed by delta-based methods.
         trainer: For stages that train: arguments of `Trainer`, a function that builds a fresh one, or one fresh
@@ -97,11 +99,12 @@ def unlearn(
             `sample_keys` are given.
         UnsupportedStrategyError: the module cannot be copied, or an edit would be recorded by several processes.
         StoreCorruptedError: the store is damaged.
-        ValueError: a Trainer that has already run, or an argument out of range.
+        FileNotFoundError: `method` is the path of a file that is not there.
+        ValueError: a Trainer that has already run, an argument out of range, or a file that describes no method.
     """
     if not isinstance(model, LightningModule):
         raise TypeError(expected("model", "a LightningModule", type(model), "Wrap the network in one."))
-    chosen = method if isinstance(method, UnlearningMethod) else get_method(method)()
+    chosen = as_method(method)
     if then is not None and not isinstance(then, LossMethod):
         raise TypeError(expected("then", "a method that trains, such as FineTune(max_steps=50)", then))
     settings = PassSettings(
@@ -217,37 +220,3 @@ def _split_loaders(
         remedy = "Forgotten samples are compared with samples that no training saw."
         raise MissingRequirementError(expected("data", "with test data", type(data).__name__, remedy))
     return {"forget": split.forget_loader(), "retain": split.retain_loader(), "test": test}
-
-
-def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule, *, keyed: bool) -> None:
-    """Refuse to split data by other ids than the store's: an integer key is a position as well, of somebody else.
-
-    Positions in a dataset that is not the recorded one are refused, too; stable keys hold across datasets.
-
-    Args:
-        recorded: The store's fingerprint.
-        data: The split data.
-        keyed: Whether it is split by `sample_keys`.
-
-    Raises:
-        MissingRequirementError: the store does not identify samples by position, and there are no `sample_keys`.
-        StoreMismatchError: the store identifies samples by position, and there are `sample_keys`, or the length of
-            the dataset differs.
-    """
-    if recorded.identity != "position" and not keyed:
-        rule = f"given for a store that identifies samples by {recorded.identity}"
-        remedy = "Pass position -> recorded id, so that the data is split by the ids of the request."
-        raise MissingRequirementError(expected("sample_keys", rule, None, remedy))
-    if recorded.identity == "position" and keyed:
-        rule, remedy = "None for a store that identifies samples by position", "Ask with positions, as recorded."
-        raise StoreMismatchError(expected("sample_keys", rule, "keys", remedy))
-    length = data.root_length
-    if recorded.identity == "position" and recorded.length is not None and length != recorded.length:
-        raise StoreMismatchError(
-            expected(
-                "data",
-                f"the recorded dataset of {recorded.length} samples, whose positions the store holds",
-                length,
-                "Pass that dataset, or record with `sample_keys` so that ids survive changes of the data.",
-            )
-        )

@@ -8,6 +8,7 @@ __all__ = [
     "MissingDeltaError",
     "MissingRequirementError",
     "NoEffectWarning",
+    "SealedDataError",
     "StoreCorruptedError",
     "StoreMismatchError",
     "TrainingFailedError",
@@ -38,6 +39,10 @@ class DeletionRequestError(LightningUnlearnError, ValueError):
 
 class MissingRequirementError(LightningUnlearnError, TypeError):
     """The method needs something that it was not given (a store, retain data, a factory, ...)."""
+
+
+class SealedDataError(LightningUnlearnError, PermissionError):
+    """Something asked for test data while hyper-parameters are chosen."""
 
 
 class TrainingFailedError(LightningUnlearnError, RuntimeError):

@@ -21,6 +21,7 @@ from lightning_unlearn import (
     unlearn,
 )
 from lightning_unlearn.exceptions import DeletionRequestError, MissingRequirementError
+from lightning_unlearn.methods import save_method
 from tests.helpers.recorded import BATCH, datasets, record
 
 SUBJECTS = [f"user-{row // 8}" if row < 24 else None for row in range(64)]
@@ -126,6 +127,24 @@ def test_methods_by_name_and_wrong_arguments(story):
         unlearn(trained.model, ["user-1"], method="Amnesiac", then=Amnesiac(), **settings)
     with pytest.raises(ValueError, match="reestimate"):
         unlearn(trained.model, ["user-1"], method="Amnesiac", batch_norm="forget", **settings)
+
+
+def test_a_method_from_a_file(story, tmp_path):
+    trained, settings = story
+    path = tmp_path / "tuned.yaml"
+    save_method(FineTune(max_steps=2, lr_scale=1e-5), path, comment="Two small steps.")
+    given = {"record": False, "trainer": {"accelerator": "cpu"}, "seed": 1, "probe_samples": 0, **settings}
+    expected = unlearn(trained.model, ["user-1"], method=FineTune(max_steps=2, lr_scale=1e-5), **given)
+    for method in (path, str(path)):
+        result = unlearn(trained.model, ["user-1"], method=method, **given)
+        assert result.method == "FineTune"
+        for mine, theirs in zip(result.model.parameters(), expected.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        unlearn(trained.model, ["user-1"], method="nowhere.yaml", **settings)
+    path.write_text("class_path: lightning_unlearn.FineTune\ninit_args: {max_steps: 0}\n")
+    with pytest.raises(ValueError, match=r"`max_steps`.*tuned\.yaml"):
+        unlearn(trained.model, ["user-1"], method=path, **settings)
 
 
 def test_a_result_is_plain(story):

@@ -36,6 +36,7 @@ def test_what_calls_and_methods_take_and_give_is_at_the_root(name):
     [
         *("UnlearningMethod", "WeightEdit", "LossMethod", "PushingMethod", "Procedure", "Requirement", "register"),
         *("hyperparameters", "EditContext", "ProcedureContext", "UnlearningHost", "user_loss", "weighted_sum"),
+        *("FloatRange", "IntRange", "Choices", "SearchSpace", "save_method", "load_method"),
     ],
 )
 def test_what_an_author_of_a_method_needs_is_with_the_methods(name):

@@ -17,6 +17,7 @@ from lightning_unlearn.methods.base import (
 from lightning_unlearn.methods.boundary_expanding import BoundaryExpanding
 from lightning_unlearn.methods.boundary_shrink import BoundaryShrink
 from lightning_unlearn.methods.ce_fine_tune import CEFineTune, ICEFineTune
+from lightning_unlearn.methods.config import load_method, save_method
 from lightning_unlearn.methods.delta_grad import DeltaGrad
 from lightning_unlearn.methods.exact_unlearning_k import ExactUnlearningK
 from lightning_unlearn.methods.fine_tune import FineTune
@@ -41,6 +42,7 @@ from lightning_unlearn.methods.rewind import Rewind, RewindPlan, plan_rewind
 from lightning_unlearn.methods.salun import SalUn
 from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.methods.scrub_r import ScrubR
+from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.methods.single_gradient import SingleGradient
 from lightning_unlearn.methods.sisa import Sisa
 from lightning_unlearn.methods.ssd import SelectiveSynapticDampening
@@ -56,14 +58,17 @@ __all__ = [
     "BoundaryShrink",
     "CEFineTune",
     "CatastrophicForgettingK",
+    "Choices",
     "DeltaGrad",
     "EditContext",
     "ExactUnlearningK",
     "FineTune",
     "FisherForgetting",
+    "FloatRange",
     "GradientAscent",
     "ICEFineTune",
     "InfluenceUnlearning",
+    "IntRange",
     "KLFineTune",
     "L1Sparse",
     "LabelFlipping",
@@ -85,6 +90,7 @@ __all__ = [
     "SalUn",
     "Scrub",
     "ScrubR",
+    "SearchSpace",
     "SelectiveSynapticDampening",
     "SingleGradient",
     "Sisa",
@@ -96,8 +102,10 @@ __all__ = [
     "WeightEdit",
     "get_method",
     "hyperparameters",
+    "load_method",
     "plan_rewind",
     "register",
+    "save_method",
     "user_loss",
     "weighted_sum",
 ]

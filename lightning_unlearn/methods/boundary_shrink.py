@@ -84,8 +84,10 @@ class BoundaryShrink(PushingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.epsilon = check_positive("epsilon", self.epsilon, zero=True)
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(expected("value_range", "a smaller and a larger number", self.value_range))
+        if self.value_range is not None:
+            if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+                raise ValueError(expected("value_range", "a smaller and a larger number", self.value_range))
+            self.value_range = (self.value_range[0], self.value_range[1])  # a file has a list
         self.levels = None if self.levels is None else check_positive_int("levels", self.levels)
         self.avoid_true = bool(self.avoid_true)
         self._original: LightningModule | None = None

@@ -10,12 +10,14 @@ from lightning_unlearn.data.datamodule import UnlearningDataModule
 from lightning_unlearn.deltas.ledger import DeletionLedger
 from lightning_unlearn.deltas.plan import DeletionPlan
 from lightning_unlearn.deltas.request import DeletionRequest
-from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.exceptions import MissingRequirementError, StoreMismatchError, UnlearningWarning
 from lightning_unlearn.methods.base import Requirement, UnlearningMethod, WeightEdit
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.types import DataFingerprint
+from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.parameters import weights_digest
 
-__all__ = ["available_requirements", "make_plan", "subtracts", "warn_of_plan"]
+__all__ = ["available_requirements", "check_same_data", "make_plan", "subtracts", "warn_of_plan"]
 
 
 def available_requirements(data: UnlearningDataModule | None, store: DeltaStore | None) -> set[Requirement]:
@@ -67,3 +69,37 @@ def warn_of_plan(plan: DeletionPlan, *, repaired: bool) -> None:
     damaging = plan.damage == "strong" or (plan.damage == "warn" and not repaired)
     if plan.plain_sgd or (not plan.refuses and (damaging or plan.specificity == "warn")):
         warnings.warn(plan.recommendation, UnlearningWarning, stacklevel=4)
+
+
+def check_same_data(recorded: DataFingerprint, data: UnlearningDataModule, *, keyed: bool) -> None:
+    """Refuse to split data by other ids than the store's: an integer key is a position as well, of somebody else.
+
+    Positions in a dataset that is not the recorded one are refused, too; stable keys hold across datasets.
+
+    Args:
+        recorded: The store's fingerprint.
+        data: The split data.
+        keyed: Whether it is split by `sample_keys`.
+
+    Raises:
+        MissingRequirementError: the store does not identify samples by position, and there are no `sample_keys`.
+        StoreMismatchError: the store identifies samples by position, and there are `sample_keys`, or the length of
+            the dataset differs.
+    """
+    if recorded.identity != "position" and not keyed:
+        rule = f"given for a store that identifies samples by {recorded.identity}"
+        remedy = "Pass position -> recorded id, so that the data is split by the ids of the request."
+        raise MissingRequirementError(expected("sample_keys", rule, None, remedy))
+    if recorded.identity == "position" and keyed:
+        rule, remedy = "None for a store that identifies samples by position", "Ask with positions, as recorded."
+        raise StoreMismatchError(expected("sample_keys", rule, "keys", remedy))
+    length = data.root_length
+    if recorded.identity == "position" and recorded.length is not None and length != recorded.length:
+        raise StoreMismatchError(
+            expected(
+                "data",
+                f"the recorded dataset of {recorded.length} samples, whose positions the store holds",
+                length,
+                "Pass that dataset, or record with `sample_keys` so that ids survive changes of the data.",
+            )
+        )

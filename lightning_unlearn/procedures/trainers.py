@@ -31,19 +31,21 @@ class TrainerSource:
     Args:
         trainer: Arguments of `Trainer`, a callable that takes overriding keyword arguments and returns a fresh
             Trainer, or one Trainer that was never run (good for one stage). `None` takes quiet defaults on one device.
+        callbacks: Added to every Trainer that is made.
 
     Raises:
         TypeError: something else was given.
         ValueError: the Trainer has already run; it would run zero steps and change nothing.
     """
 
-    def __init__(self, trainer: TrainerArgument) -> None:
+    def __init__(self, trainer: TrainerArgument, callbacks: Sequence[Callback] = ()) -> None:
         if trainer is not None and not isinstance(trainer, (Mapping, Trainer)) and not callable(trainer):
             raise TypeError(expected("trainer", "Trainer arguments, a factory or a fresh Trainer", trainer))
         if isinstance(trainer, Trainer):
             _check_fresh(trainer)
         self._given = trainer
         self._spent = False
+        self._always = tuple(callbacks)
 
     @property
     def arguments(self) -> Mapping[str, Any] | None:
@@ -88,7 +90,7 @@ class TrainerSource:
                 for that the given instance does not have.
             ValueError: the factory returned a Trainer that has already run.
         """
-        added = list(callbacks)
+        added = [*callbacks, *self._always]
         if isinstance(self._given, Trainer):
             return self._once(self._given, added, overrides)
         if self._given is None or isinstance(self._given, Mapping):
