@@ -86,7 +86,8 @@ def draw_regions(
     rows = math.ceil(len(panels) / columns)
     lows, highs = coordinates.reshape(-1, 2).min(dim=0).values, coordinates.reshape(-1, 2).max(dim=0).values
     tall = min(max(float((highs - lows)[1] / (highs - lows)[0]), 0.4), 1.6)
-    canvas = Canvas(figsize=(3.2 * columns + 2.0, rows * (3.2 * tall + 0.9) + 1.1), layout="constrained")
+    canvas = Canvas(figsize=(3.2 * columns + 2.0, rows * (2.9 * tall + 0.8) + 0.9))
+    canvas.set_layout_engine("constrained", h_pad=0.1)
     cells = canvas.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, (model, (above, below)) in zip(cells, panels.items(), strict=False):
         image = region_image(classes[model], confidences[model], colours, len(names))
@@ -101,9 +102,9 @@ def draw_regions(
         "Each point is a blend of the three marked samples. Its colour is the class that the model answers there; the "
         "paler, the less sure the model is."
     )
-    canvas.suptitle(title, fontsize=12, parse_math=False)
-    width = int(canvas.get_figwidth() * 13)
-    canvas.supxlabel(textwrap.fill(note, width), fontsize=8.5, color="#444444")
+    # Characters that fit beside each other at these sizes.
+    canvas.suptitle(textwrap.fill(title, int(canvas.get_figwidth() * 9)), fontsize=12, parse_math=False)
+    canvas.supxlabel(textwrap.fill(note, int(canvas.get_figwidth() * 14)), fontsize=8.5, color="#444444")
     return canvas
 
 
@@ -140,6 +141,6 @@ def _legend(canvas: Figure, colours: Mapping[str, tuple[float, float, float]]) -
     handles: list[Any] = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
     handles.append(Line2D([], [], marker="*", markersize=13, label="forgotten sample", **mark))
     handles.append(Line2D([], [], marker="o", markersize=6.5, label="other samples", **mark))
-    legend = canvas.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
+    legend = canvas.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
