@@ -113,7 +113,7 @@ _CIFAR_CPU = Task("CIFAR-10", "small-cnn", (2, 4, 8, 16, 32), 2_000, 1_000, 2_00
 
 
 def _smoke(task: Task, **changes: Any) -> Task:
-    small = {"widths": (1, 2), "train": 32, "validation": 24, "test": 24, "seeds": 1, "epochs": 1, "forgotten": 8}
+    small = {"widths": (1, 2), "train": 48, "validation": 24, "test": 24, "seeds": 1, "epochs": 1, "forgotten": 8}
     return replace(task, batch_size=8, **{**small, **changes})
 
 
@@ -126,7 +126,7 @@ PRESETS = {
         (_smoke(_CIFAR_CPU), _smoke(replace(_CIFAR_CPU, dataset="Fashion-MNIST", family="resnet-18"), widths=(1,))),
         trials=2, lambdas=(0.2, 0.6), anchors=2, resolution=5, pictured=6, shown_lambda=0.6,
     ),
-    "cpu": Preset((_CIFAR_CPU, replace(_CIFAR_CPU, dataset="Fashion-MNIST")), trials=12),
+    "cpu": Preset((_CIFAR_CPU, replace(_CIFAR_CPU, dataset="Fashion-MNIST")), trials=10),
     "paper": Preset(
         (_paper("CIFAR-10"), _paper("Fashion-MNIST")),
         trials=20, anchors=200, resolution=15, pictured=200, accelerator="auto",
