@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.procedures.train_many import train_many
     from lightning_unlearn.procedures.trained_members import TrainedMembers
     from lightning_unlearn.procedures.twin import Twins, train_twins
-    from lightning_unlearn.report import UnlearningReport
+    from lightning_unlearn.report import UnlearningReport, plot_decision_regions
     from lightning_unlearn.results import EvaluationResult, NoiseFloor
     from lightning_unlearn.shards.manifest import SisaPlan
     from lightning_unlearn.store.delta_store import DeltaStore
@@ -204,6 +204,7 @@ _HOMES = {
     "paired_bootstrap": "functional.intervals",
     "placebo_request": "deltas.placebo",
     "plan_rewind": "methods",
+    "plot_decision_regions": "report",
     "plot_pareto": "tuning",
     "relearn_time": "procedures.relearn",
     "student_interval": "functional.intervals",
@@ -311,6 +312,7 @@ __all__ = [
     "paired_bootstrap",
     "placebo_request",
     "plan_rewind",
+    "plot_decision_regions",
     "plot_pareto",
     "relearn_time",
     "student_interval",

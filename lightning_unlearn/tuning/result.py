@@ -145,9 +145,9 @@ class TuningResult:
         """
         best, objective = self.best, self.objective
         comment = (
-            f"Chosen among {len(self.trials)} trials for {objective.goal} with lambda {objective.lambda_:g}: "
-            f"goal error {best.goal_error:.4g}, validation error {best.validation_error:.4g}. Test data were not "
-            "looked at."
+            f"Chosen among {len(self.trials)} trials for {objective.goal} with lambda {objective.lambda_:g}:\n"
+            f"goal error {best.goal_error:.4g}, validation error {best.validation_error:.4g}.\n"
+            "Test data were not looked at."
         )
         save_method(best.method, path, comment=comment)
 

@@ -188,5 +188,7 @@ def _result(setup: StudySetup, path: Path) -> TuningResult:
     ]
     notes = []
     if len(made) < setup.trials:
-        notes.append(f"{len(made)} of {setup.trials} trials: nothing else was left to try.")
+        notes.append(
+            f"{len(made)} of {setup.trials} trials have ended: the others are under way elsewhere, or nothing was left."
+        )
     return TuningResult(setup.objective, judged(made, setup.objective), tuple(notes))

@@ -102,7 +102,7 @@ def _evaluate(setup: StudySetup, study: TrialStudy, claimed: Claimed) -> None:
 
     try:
         method = setup.candidates.of[claimed.label].varied(claimed.settings)
-        outcome = setup.task.run(method, look)
+        outcome = setup.task.run(method, None if setup.pruner is None else look)
     except pruned as ended:
         outcome = Outcome(None, 0.0, (str(ended),))
     except BaseException as error:
