@@ -1,9 +1,7 @@
 """The study of "Unrolling SGD": every kind of job at its smallest, and going on where it was stopped."""
 
 import csv
-import json
 import lzma
-import pickle
 import sys
 from pathlib import Path
 
@@ -16,17 +14,16 @@ import studies
 import thudi2021
 import thudi2021_settings as settings
 
+from tests.helpers.studies import run_in_two_goes, write_cifar10
+
 
 @pytest.fixture
 def root(tmp_path):
     """Noise in the shape of CIFAR-10, and made-up reviews in that of IMDB."""
     generator = np.random.default_rng(0)
-    images, texts = tmp_path / "data" / "cifar-10-batches-py", tmp_path / "data" / "IMDB"
-    images.mkdir(parents=True)
-    texts.mkdir()
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels = generator.integers(256, size=(60, 3072), dtype=np.uint8)
-        (images / name).write_bytes(pickle.dumps({"data": pixels, "labels": [row % 10 for row in range(60)]}))
+    texts = tmp_path / "data" / "IMDB"
+    texts.mkdir(parents=True)
+    write_cifar10(tmp_path / "data")
     words = {0: ["bad", "dull", "film"], 1: ["good", "fine", "film"]}
     for part in ("train", "test"):
         with lzma.open(texts / f"{part}.csv.xz", "wt", encoding="utf-8", newline="") as packed:
@@ -39,27 +36,14 @@ def root(tmp_path):
 
 
 def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
-    output, work, run_job = tmp_path / "study", tmp_path / "work", thudi2021.run_job
+    output, work = tmp_path / "study", tmp_path / "work"
 
     def study():
         return thudi2021.study("smoke", root, output, work, workers=1, repeats=20)
 
-    def stopped(job, **arguments):
-        if job.kind == "tune":
-            raise KeyboardInterrupt
-        return run_job(job, **arguments)
-
     everything = [job for stage in settings.jobs_of(settings.PRESETS["smoke"]) for job in stage]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thudi2021, "run_job", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            study()
-    kept = json.loads((tmp_path / "study.json").read_text())["jobs"]
-    assert 0 < len(kept) < len(everything)
-    assert study() == len(everything) - len(kept)
-    document = json.loads((tmp_path / "study.json").read_text())
-    assert set(document["jobs"]) == {job.key for job in everything}
-    assert {key: document["jobs"][key] for key in kept} == kept  # what was finished is as it was
+    path = tmp_path / "study.json"
+    document = run_in_two_goes(thudi2021, study, path, everything, lambda job: job.kind == "tune")
     kinds = {job.kind: document["jobs"][job.key]["rows"] for job in everything}
     assert [row["epochs"] for row in kinds["tune"]] == [1, 2]
     assert all(row[name] > 0 for row in kinds["tune"] for name in ("error", "v_original", "v_single"))
@@ -70,7 +54,6 @@ def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
     assert {"study-toy.png", "study-cifar-10-grid.png", "study-imdb-price.png"} <= set(pictures)
     page = (tmp_path / "study.md").read_text()
     assert all(f"]({name})" in page for name in pictures)
-    assert study() == 0
 
 
 def test_what_people_wrote_above_the_marker_stays(tmp_path):

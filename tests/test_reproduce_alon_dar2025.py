@@ -1,12 +1,9 @@
 """The study of width and unlearning: every kind of job at its smallest, and going on where it was stopped."""
 
-import gzip
 import json
-import pickle
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,52 +17,27 @@ import alon_dar2025_settings as settings
 import alon_dar2025_tables as tables
 
 from lightning_unlearn.report import decision_plane
+from tests.helpers.studies import run_in_two_goes, write_cifar10, write_mnist
 
 SMOKE = settings.PRESETS["smoke"]
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Noise in the shape of CIFAR-10 and of Fashion-MNIST."""
-    generator = np.random.default_rng(0)
-    cifar, fashion = tmp_path / "data" / "cifar-10-batches-py", tmp_path / "data" / "FashionMNIST" / "raw"
-    cifar.mkdir(parents=True)
-    fashion.mkdir(parents=True)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels = generator.integers(256, size=(60, 3072), dtype=np.uint8)
-        (cifar / name).write_bytes(pickle.dumps({"data": pixels, "labels": [row % 10 for row in range(60)]}))
-    for part in ("train", "t10k"):
-        for kind, content in (
-            ("images-idx3", generator.integers(256, size=(100, 28, 28), dtype=np.uint8)),
-            ("labels-idx1", np.arange(100, dtype=np.uint8) % 10),
-        ):
-            head = bytes([0, 0, 8, content.ndim]) + np.array(content.shape, ">i4").tobytes()
-            (fashion / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + content.tobytes()))
+    write_cifar10(tmp_path / "data")
+    write_mnist(tmp_path / "data", "FashionMNIST")
     return tmp_path / "data"
 
 
 def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
-    output, run_job = tmp_path / "study", alon_dar2025.run_job
+    output = tmp_path / "study"
     everything = settings.jobs_of(SMOKE)
 
     def study():
         return alon_dar2025.study("smoke", root, output, workers=1)
 
-    def stopped(job, **arguments):
-        if job == everything[-1]:
-            raise KeyboardInterrupt
-        return run_job(job, **arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alon_dar2025, "run_job", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            study()
-    kept = json.loads((tmp_path / "study.json").read_text())["jobs"]
-    assert len(kept) == len(everything) - 1
-    assert study() == 1
-    document = json.loads((tmp_path / "study.json").read_text())
-    assert set(document["jobs"]) == {job.key for job in everything}
-    assert {key: document["jobs"][key] for key in kept} == kept  # what was finished is as it was
+    path = tmp_path / "study.json"
+    document = run_in_two_goes(alon_dar2025, study, path, everything, lambda job: job == everything[-1])
     for job in everything:
         rows = document["jobs"][job.key]["rows"]
         wanted = {(goal, model) for goal in settings.GOALS for model in ("original", "retrained", *settings.METHODS)}

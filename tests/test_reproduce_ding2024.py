@@ -1,11 +1,8 @@
 """The study of fine-tuning as unlearning: every kind of job at its smallest, and going on where it was stopped."""
 
-import json
-import pickle
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "reproduce"))  # where the script finds its parts
@@ -14,52 +11,25 @@ import ding2024
 import ding2024_classes
 import ding2024_settings as settings
 
-
-def idx(values):
-    """A file of the MNIST family."""
-    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
-    return head + values.astype(np.uint8).tobytes()
+from tests.helpers.studies import run_in_two_goes, write_cifar10, write_mnist
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Noise in the shape of both data sets, whose first pixels tell the class."""
-    generator = np.random.default_rng(0)
-    cifar, fashion = tmp_path / "data" / "cifar-10-batches-py", tmp_path / "data" / "FashionMNIST" / "raw"
-    cifar.mkdir(parents=True)
-    fashion.mkdir(parents=True)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels = generator.integers(256, size=(80, 3072), dtype=np.uint8)
-        (cifar / name).write_bytes(pickle.dumps({"data": pixels, "labels": [row % 10 for row in range(80)]}))
-    for part, count in (("train", 200), ("t10k", 80)):
-        images = generator.integers(256, size=(count, 28, 28), dtype=np.uint8)
-        (fashion / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
-        (fashion / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count) % 10))
+    write_cifar10(tmp_path / "data", rows=80)
+    write_mnist(tmp_path / "data", "FashionMNIST", train=200, test=80, packed=False)
     return tmp_path / "data"
 
 
 def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
-    output, run_job = tmp_path / "study", ding2024.run_job
+    output = tmp_path / "study"
 
     def study():
         return ding2024.study("smoke", root, output, workers=1)
 
-    def stopped(job, **arguments):
-        if job.kind == "linear":
-            raise KeyboardInterrupt
-        return run_job(job, **arguments)
-
     everything = settings.jobs_of(settings.PRESETS["smoke"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ding2024, "run_job", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            study()
-    kept = json.loads((tmp_path / "study.json").read_text())["jobs"]
-    assert 0 < len(kept) < len(everything)
-    assert study() == len(everything) - len(kept)
-    document = json.loads((tmp_path / "study.json").read_text())
-    assert set(document["jobs"]) == {job.key for job in everything}
-    assert {key: document["jobs"][key] for key in kept} == kept  # what was finished is as it was
+    path = tmp_path / "study.json"
+    document = run_in_two_goes(ding2024, study, path, everything, lambda job: job.kind == "linear")
     kinds = {job.kind: document["jobs"][job.key]["rows"] for job in everything}
     assert max(row["miss"] for row in kinds["linear"] if row["over"] != "keep") < 1e-10
     tuned = [row for row in kinds["linear"] if row["model"] == "fine-tuned"]

@@ -1,11 +1,8 @@
 """The study on layer-wise partial unlearning: every kind of job at its smallest, and going on where it was stopped."""
 
-import gzip
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "reproduce"))  # where the script finds its parts
@@ -18,46 +15,25 @@ import gogineni2024_training as training
 
 from lightning_unlearn import Amnesiac, DeltaRecorder, FineTune
 from lightning_unlearn.utilities.parameters import weights_digest
+from tests.helpers.studies import run_in_two_goes, write_mnist
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Noise in the shape of MNIST, around a grey for each class."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 300), ("t10k", 200)):
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        pixels = (20 * labels[:, None, None] + generator.integers(60, size=(count, 28, 28))).astype(np.uint8)
-        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
-            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    write_mnist(tmp_path / "data", train=300, test=200, noise=60)
     return tmp_path / "data"
 
 
 def test_a_study_is_written_and_goes_on_where_it_was_stopped(root, tmp_path):
-    output, run_job = tmp_path / "study", gogineni2024.run_job
+    output = tmp_path / "study"
 
     def study():
         return gogineni2024.study("smoke", root, output, workers=1)
 
-    def stopped(job, **arguments):
-        if job.kind == "updates":
-            raise KeyboardInterrupt
-        return run_job(job, **arguments)
-
     everything = settings.jobs_of(settings.PRESETS["smoke"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gogineni2024, "run_job", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            study()
-    kept = json.loads((tmp_path / "study.json").read_text())["jobs"]
-    assert 0 < len(kept) < len(everything)
-    assert study() == len(everything) - len(kept)
-    jobs = json.loads((tmp_path / "study.json").read_text())["jobs"]
-    assert set(jobs) == {job.key for job in everything}
-    assert {key: jobs[key] for key in kept} == kept  # what was finished is as it was
-
+    path = tmp_path / "study.json"
+    document = run_in_two_goes(gogineni2024, study, path, everything, lambda job: job.kind == "updates")
+    jobs = document["jobs"]
     rows = {(job.kind, job.task, job.placement, job.seed): jobs[job.key]["rows"] for job in everything}
     for placement in settings.PLACEMENTS:
         subtracted = analysis.chosen(rows["amnesiac", "MNIST", placement, 0], set="class", role="own", repaired=False)
