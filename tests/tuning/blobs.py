@@ -74,12 +74,16 @@ def trained():
 
 @hyperparameters
 class Noting(FineTune):
-    """Fine-tuning that writes a line into a file when a pass begins, and may wait, break or read what it should not."""
+    """Fine-tuning that writes a line into a file when a pass begins, and may wait, break or read what it should not.
+
+    With `company` it waits until so many processes have written one.
+    """
 
     search_space: ClassVar = {"lr_scale": FloatRange(0.01, 3, log=True), "max_steps": IntRange(2, 12)}
 
     log: str | None = field(default=None, repr=False)
     seconds: float = field(default=0.0, repr=False)
+    company: int = field(default=1, repr=False)
     peeks: bool = field(default=False, repr=False)
     breaks_above: float = field(default=float("inf"), repr=False)
 
@@ -87,6 +91,11 @@ class Noting(FineTune):
         if self.log is not None:
             with open(self.log, "a") as stream:
                 stream.write(f"{self.lr_scale!r} {self.max_steps} {os.getpid()}\n")
+            deadline = time.monotonic() + 120
+            while len({line.split()[2] for line in Path(self.log).read_text().splitlines()}) < self.company:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no other process began a trial")
+                time.sleep(0.05)
         time.sleep(self.seconds)
         if self.peeks and self.lr_scale != 1 / 3:
             host.trainer.datamodule.test_dataloader()
@@ -106,9 +115,9 @@ def noted(path):
     return [tuple(line.split()[:2]) for line in Path(path).read_text().splitlines()]
 
 
-def study(storage, log, seconds=0.0, **settings):
+def study(storage, log, seconds=0.0, company=1, **settings):
     """One call of `tune`."""
-    method = Noting(log=str(log), seconds=seconds, max_steps=5)
+    method = Noting(log=str(log), seconds=seconds, company=company, max_steps=5)
     return tune(
         trained(), FORGET, methods=method, data=Blobs(), objective=Objective("bias_removal", 0.5), trainer=TRAINER,
         storage=storage, pruner=None, **settings,
