@@ -106,7 +106,7 @@ def draw_figures(rows: Sequence[Row], stem: Path) -> list[Path]:
             axes.scatter([a - b for a, b in zip(tuned, default, strict=True)], [place] * len(tuned), s=8, color="grey")
         axes.set_yticks(range(len(methods)), [method for method, _ in reversed(methods)])
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_xlabel("J on test data, tuned minus default (left of 0: tuned is better); mean, 95 % interval, seeds")
+        axes.set_xlabel("J on test data, tuned minus default: left of 0 tuned is better")
         axes.set_title(f"{case[0]}, {_GOALS[case[1]]}")
         written.append(save_figure(figure, stem, f"{case[0]}-{case[1]}"))
     return written
