@@ -23,11 +23,15 @@ class Data(LightningDataModule):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(ROWS + 300, 6, generator=generator)
         y = x[:, :3].argmax(1)
-        self.train, self.test = TensorDataset(x[:ROWS], y[:ROWS]), TensorDataset(x[ROWS:], y[ROWS:])
+        ends = [(0, ROWS), (ROWS, ROWS + 150), (ROWS + 150, ROWS + 300)]
+        self.train, self.val, self.test = (TensorDataset(x[start:stop], y[start:stop]) for start, stop in ends)
         self.user_of_row = [f"user-{4711 + row // 8}" for row in range(ROWS)]
 
     def train_dataloader(self):
         return DataLoader(self.train, 32, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, 100)
 
     def test_dataloader(self):
         return DataLoader(self.test, 100)
@@ -43,6 +47,7 @@ def test_readme(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)  # noqa: S102
     assert (tmp_path / "forgotten.ckpt").exists()
+    assert names["result"].method in ("NegGradPlus", "LabelFlipping")
     out = capsys.readouterr().out
     assert "grouped" in out
     store = DeltaStore.open("deltas/")
