@@ -80,6 +80,15 @@ class TuningResult:
         objective: What was minimised.
         trials: All that were told, in their order.
         notes: What a reader should know.
+
+    >>> from lightning_unlearn.methods import FineTune
+    >>> def trial(number, forget, validation):
+    ...     rates = ErrorRates(forget, validation, original_validation=0.1)
+    ...     return TrialRecord(number, "FineTune", FineTune(), {}, "complete", rates, None, None, 1.0, number == 0)
+    >>> objective = Objective("bias_removal", lambda_=0.5)
+    >>> result = TuningResult(objective, judged([trial(0, 0.5, 0.1), trial(1, 0.75, 0.25)], objective))
+    >>> result.best.number, result.best.value, result.chosen(Objective("bias_removal", lambda_=0.2)).number
+    (1, 0.25, 0)
     """
 
     objective: Objective
@@ -97,8 +106,15 @@ class TuningResult:
 
     @property
     def default(self) -> TrialRecord:
-        """The first method's defaults."""
-        return next(trial for trial in self.trials if trial.is_default)
+        """The first method's defaults.
+
+        Raises:
+            LightningUnlearnError: another process is still at them.
+        """
+        for trial in self.trials:
+            if trial.is_default:
+                return trial
+        raise LightningUnlearnError(expected("trials", "some with defaults", "none", "Wait for the other processes."))
 
     def chosen(self, objective: Objective, label: str | None = None) -> TrialRecord:
         """What another objective, such as another lambda, would choose from the same trials.
