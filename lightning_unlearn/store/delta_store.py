@@ -15,12 +15,14 @@ from lightning_unlearn.store.anchors import Anchor, anchor_steps, load_anchor
 from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_document
+from lightning_unlearn.store.layout import pieces_to_dict, with_pieces
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
 from lightning_unlearn.store.upkeep import StoreUpkeep
 from lightning_unlearn.store.view import STORE
 from lightning_unlearn.store.writer import SEGMENT_BYTES, Background, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
+    LayerPiece,
     ModelSignature,
     ModelState,
     OptimizerInfo,
@@ -138,6 +140,25 @@ class DeltaStore(StoreUpkeep):
             added = (name, digest)
             self.update_lineage(lambda lineage: replace(lineage, initial=(*lineage.initial, added)))
 
+    def add_pieces(self, pieces: Sequence[LayerPiece]) -> int:
+        """Add the pieces that the layers of a run are cut into; call it before the run's first step.
+
+        Pieces that another run added together in the same order are there already.
+
+        Returns:
+            The number of the first piece; the others follow.
+        """
+        first, data = len(self.signature.layers), to_document("layout", pieces_to_dict(pieces))
+        digest = digest_of(data)
+        for name, known in self.lineage.layouts:
+            if known == digest:
+                return first
+            first += len(self._read_layout(name, known))
+        added = (f"layout-{digest[:12]}.json", digest)
+        self._files.publish(added[0], data)
+        self.update_lineage(lambda lineage: replace(lineage, layouts=(*lineage.layouts, added)))
+        return first
+
     def discard_empty(self) -> None:
         """Remove a store in which nothing was ever recorded, so that another can take its place.
 
@@ -151,7 +172,7 @@ class DeltaStore(StoreUpkeep):
             self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
         folders = [rank_directory(rank) for rank in range(self.world_size)]
         ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
-        initial = [self.initial_file, *(name for name, _ in self.lineage.initial)]
+        initial = [self.initial_file, *(name for name, _ in (*self.lineage.initial, *self.lineage.layouts))]
         # The document that makes it a store goes first: what is left by an interruption is not taken for one.
         for name in (STORE, *initial, self.lineage_file, *ranks):
             if self.files.exists(name):
@@ -182,8 +203,9 @@ class DeltaStore(StoreUpkeep):
         segment_bytes: int = SEGMENT_BYTES,
         size_budget: int | None = None,
         background: Background = "auto",
+        pieces: Sequence[LayerPiece] | None = None,
     ) -> StoreWriter:
-        """Open one rank's part for writing; see `StoreWriter`.
+        """Open one rank's part for writing; see `StoreWriter`, and for `pieces` the property of that name.
 
         Raises:
             StoreMismatchError: another writer has it, the store has no such rank, or it is of an older format version.
@@ -198,7 +220,7 @@ class DeltaStore(StoreUpkeep):
         return StoreWriter(
             self._files,
             self.store_id,
-            self.signature,
+            with_pieces(self.signature, self.pieces if pieces is None else pieces),
             self.settings,
             rank=rank,
             segment_bytes=segment_bytes,

@@ -13,6 +13,7 @@ from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.documents import digest_of, document_version, from_document
 from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
+from lightning_unlearn.store.layout import pieces_from_dict
 from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
 from lightning_unlearn.store.maintenance import total_bytes
 from lightning_unlearn.store.opening import corrupted
@@ -22,6 +23,7 @@ from lightning_unlearn.types import (
     DataFingerprint,
     LayerDelta,
     LayerInfo,
+    LayerPiece,
     ModelSignature,
     ModelState,
     RecordingSettings,
@@ -74,6 +76,7 @@ class StoreView:
         self._initial_digest: str = body["initial"]
         self._reader: StoreReader | None = None
         self._lineage: Lineage | None = None
+        self._pieces: tuple[tuple[tuple[str, str], ...], tuple[LayerPiece, ...]] = ((), ())
 
     def __repr__(self) -> str:
         return f"DeltaStore({self.url!r})"
@@ -93,6 +96,7 @@ class StoreView:
         """The view of all ranks' steps that was committed at the last refresh."""
         if self._reader is None:
             self._reader = StoreReader(self._files, self.store_id, self.signature, self.world_size)
+            self._lineage = None  # which names the pieces that these steps may be in
         return self._reader
 
     @property
@@ -114,6 +118,27 @@ class StoreView:
                 raise StoreMismatchError(expected(name, f"of store {self.store_id}", body["store_id"], remedy))
             self._lineage = lineage_from_dict(body)
         return self._lineage
+
+    @property
+    def pieces(self) -> tuple[LayerPiece, ...]:
+        """The pieces that layers were recorded in, numbered from the number of layers on; none without sharding.
+
+        Raises:
+            StoreCorruptedError: a file is missing or damaged.
+        """
+        files = self.lineage.layouts
+        if self._pieces[0] != files:
+            self._pieces = files, tuple(piece for name, digest in files for piece in self._read_layout(name, digest))
+        return self._pieces[1]
+
+    def _read_layout(self, name: str, digest: str) -> tuple[LayerPiece, ...]:
+        try:
+            data = self._files.read(name)
+            if digest_of(data) != digest:
+                raise ValueError("the file does not fit its checksum")
+        except DAMAGE as error:
+            raise corrupted(name, [], error) from error
+        return pieces_from_dict(from_document("layout", f"{self.url}/{name}", data))
 
     @property
     def tip(self) -> ModelState:
@@ -163,7 +188,7 @@ class StoreView:
 
     def read(self, step: int) -> dict[str, LayerDelta]:
         """The delta of a step by layer name, merged over ranks; see `StoreReader.read`."""
-        return self.reader.read(step)
+        return self.reader.read(step, self.pieces)
 
     def steps_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> npt.NDArray[np.int64]:
         """Steps that saw one of the ids, ascending, int64.
