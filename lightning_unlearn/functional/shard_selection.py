@@ -51,11 +51,10 @@ def _magnitudes(piece: Tensor) -> Tensor:
 
 
 def _histogram(candidates: Sequence[Tensor], shift: int, like: Tensor) -> Tensor:
+    last = _BINS - 1 if shift == _SHIFTS[0] else _BINS // 2 - 1
     counts = torch.zeros_like(like)
     for one in candidates:
-        counts += torch.bincount(
-            (one >> shift) & (_BINS - 1 if shift == _SHIFTS[0] else _BINS // 2 - 1), minlength=_BINS
-        )
+        counts += torch.bincount((one >> shift) & last, minlength=_BINS).to(like.device)
     return counts
 
 
