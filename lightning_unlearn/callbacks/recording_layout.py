@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
-from torch import Tensor
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import ShardingStrategy
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.types import LayerPiece
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import share_out
 from lightning_unlearn.utilities.sharded import held_part
+from lightning_unlearn.utilities.whole_weights import WholeWeights, sharding_units
 
-__all__ = ["Held", "RecordingLayout", "layout_of", "shared_layout"]
+__all__ = ["Held", "RecordingLayout", "has_own_samples", "held_parts", "layout_of", "shared_layout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,49 @@ class Held:
             return cls(name, parameter.numel(), *held_part(parameter))
         except ValueError as error:
             raise UnsupportedStrategyError(f"`{name}` cannot be recorded. {error}") from error
+
+
+def has_own_samples(strategy: Strategy) -> bool:
+    """Whether the samples of this process are to be recorded: under tensor parallelism several see the same ones."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy.device_mesh["tensor_parallel"].get_local_rank() == 0
+    return True
+
+
+def held_parts(module: nn.Module, weights: WholeWeights) -> list[Held]:
+    """What this process holds of each parameter of a module; collective under FSDP1.
+
+    FSDP1 cuts the parameters of a module, one after the other, into one run for each process, in the order of the
+    processes: so the runs of the processes before this one tell where its own begins.
+
+    Args:
+        module: The module.
+        weights: Names and shapes of its whole parameters, in the same order.
+
+    Raises:
+        UnsupportedStrategyError: a parameter is cut in a way that cannot be described.
+    """
+    parameters = dict(zip(weights.parameters, module.parameters(), strict=True))
+    starts: dict[str, int] = {}
+    for unit, names in sharding_units(module).items():
+        if unit.sharding_strategy is not ShardingStrategy.NO_SHARD:
+            starts |= _runs_before({name: parameters[name].numel() for name in names}, unit.process_group)
+    held = []
+    for name, parameter in parameters.items():
+        if name in starts:
+            run = (parameter.numel(),)
+            held.append(Held(name, weights.parameters[name].numel(), starts[name] if run[0] else 0, run, (1,)))
+        else:
+            held.append(Held.of(name, parameter))
+    return held
+
+
+def _runs_before(numel: Mapping[str, int], group: dist.ProcessGroup | None) -> dict[str, int]:
+    """How many entries of each parameter the processes of a group hold that come before this one."""
+    everyone: list[Mapping[str, int]] = [numel] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, numel, group=group)
+    before = everyone[: dist.get_rank(group)]
+    return {name: sum(other[name] for other in before) for name in numel}
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,12 +299,20 @@ class StoreView:
         Raises:
             StoreMismatchError: names or shapes differ; the message names the first differing layers.
         """
+        self.check_signature(model_signature(module))
+
+    def check_signature(self, signature: ModelSignature) -> None:
+        """`check_model` for names and shapes.
+
+        Raises:
+            StoreMismatchError: as there.
+        """
 
         def shapes(signature: ModelSignature) -> dict[str, tuple[int, ...]]:
             kinds = ("parameter", "buffer") if self.settings.buffers == "record" else ("parameter",)
             return {layer.name: layer.shape for layer in signature.layers if layer.kind in kinds}
 
-        recorded, given = shapes(self.signature), shapes(model_signature(module))
+        recorded, given = shapes(self.signature), shapes(signature)
         differing = [
             f"{name}: {recorded.get(name, 'not recorded')} in the store, {given.get(name, 'missing')} in the model"
             for name in {**recorded, **given}

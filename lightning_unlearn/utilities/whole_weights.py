@@ -28,6 +28,7 @@ __all__ = [
     "named_buffers",
     "named_parameters",
     "sharding_root",
+    "sharding_units",
     "whole_tensors",
 ]
 
@@ -209,6 +210,23 @@ def _units(root: nn.Module, unit: FullyShardedDataParallel | None = None) -> Ite
     yield id(root._parameters), unit
     for child in root.children():
         yield from _units(child, unit)
+
+
+def sharding_units(module: nn.Module, root: nn.Module | None = None) -> dict[FullyShardedDataParallel, list[str]]:
+    """The FSDP1 modules that shard parameters of a module, and the users' names of these; none elsewhere.
+
+    The order is that of the module's parameters, so it is the same on every process.
+
+    >>> sharding_units(nn.Linear(1, 1))
+    {}
+    """
+    unit_of = dict(_units(sharding_root(module) if root is None else root))
+    found: dict[FullyShardedDataParallel, list[str]] = {}
+    for name, _ in module.named_parameters():
+        unit = unit_of.get(id(module.get_submodule(name.rpartition(".")[0])._parameters))
+        if isinstance(unit, FullyShardedDataParallel):
+            found.setdefault(unit, []).append(_users_name(module, name))
+    return found
 
 
 def _gathered_units(module: nn.Module, root: nn.Module, keep: bool) -> Iterator[tuple[str, Tensor]]:
