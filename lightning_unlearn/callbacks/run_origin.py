@@ -74,10 +74,11 @@ def open_or_create(
             world_size=world_size,
         )
         return RunOrigin(0, (), ())
-    store = DeltaStore.open(url)
+    store = DeltaStore.open(url, check=False)
     if resume is None and _is_left_over(store, module):
         store.discard_empty()
         return open_or_create(url, module, settings, data, world_size=world_size, resume=None)
+    store.refresh()
     store.check_model(module)
     check_recording(store, settings, data, world_size)
     origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
@@ -107,7 +108,7 @@ def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> Recordi
     """
     if not DeltaStore.exists(url):
         return None
-    store = DeltaStore.open(url)
+    store = DeltaStore.open(url, check=False)
     return None if _is_left_over(store, module) else store.settings
 
 
@@ -127,8 +128,8 @@ def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) ->
 def _is_left_over(store: DeltaStore, module: nn.Module) -> bool:
     """Whether the store is what a run left that failed before its first step, from other initial weights."""
     # Without locks nobody can tell a failed run from one that is about to publish its first steps.
-    nothing = store.files.is_local and not store.n_steps and not store.lineage.entries
-    return nothing and store.state_of(weights_digest(module)) is None
+    nothing = store.files.is_local and store.is_blank
+    return nothing and (store.is_part or store.state_of(weights_digest(module)) is None)
 
 
 def _continued(store: DeltaStore, module: nn.Module) -> RunOrigin:
@@ -141,5 +142,4 @@ def _continued(store: DeltaStore, module: nn.Module) -> RunOrigin:
         )
         raise StoreMismatchError(expected("model", rule, "others", remedy))
     # Steps that no known weights contain were left by a run that ended before its first checkpoint.
-    known = max((stop for known in store.lineage.states for _, stop in known.ranges), default=0)
-    return RunOrigin(known, state.ranges, state.edits)
+    return RunOrigin(store.lineage.n_steps, state.ranges, state.edits)

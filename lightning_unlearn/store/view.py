@@ -9,7 +9,7 @@ import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from lightning_unlearn.exceptions import StoreCorruptedError, StoreMismatchError
+from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
 from lightning_unlearn.store.documents import digest_of, document_version, from_document
 from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
@@ -49,6 +49,11 @@ class StoreView:
     """The reading half of `DeltaStore`.
 
     Reading sees what was committed when the store was opened or last refreshed. The model is never needed.
+
+    Attributes:
+        body: What `store.json` says.
+        is_part: Whether this is what the ranks of another node than rank 0's recorded: a part, which can be written to
+            and joined, but not read as a store.
     """
 
     def __init__(self, files: Files) -> None:
@@ -61,6 +66,8 @@ class StoreView:
                 expected("url", "a place with a store of deltas", files.url, "Record one with `DeltaRecorder`.")
             ) from error
         self.version = document_version(data)
+        self.body = body
+        self.is_part: bool = body.get("part", False)
         self.store_id: str = body["store_id"]
         self.world_size: int = body["world_size"]
         self.signature = ModelSignature(
@@ -74,6 +81,7 @@ class StoreView:
         self._initial_digest: str = body["initial"]
         self._reader: StoreReader | None = None
         self._lineage: Lineage | None = None
+        self._complete = False
 
     def __repr__(self) -> str:
         return f"DeltaStore({self.url!r})"
@@ -90,10 +98,45 @@ class StoreView:
 
     @property
     def reader(self) -> StoreReader:
-        """The view of all ranks' steps that was committed at the last refresh."""
+        """The view of all ranks' steps that was committed at the last refresh.
+
+        Raises:
+            MissingDeltaError: parts of the store, which ranks of other nodes recorded there, are not here.
+        """
+        if not self._complete:
+            self.check_complete()
+        return self.here
+
+    @property
+    def here(self) -> StoreReader:
+        """What the last refresh found in this place, whether or not parts of other nodes are missing."""
         if self._reader is None:
             self._reader = StoreReader(self._files, self.store_id, self.signature, self.world_size)
         return self._reader
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        """Ranks without steps that known weights contain: they recorded on other nodes, and are to be joined."""
+        known = self.lineage.n_steps
+        # Rank 0 cannot be one of them: it made the store.
+        return tuple(rank for rank, commit in enumerate(self.here.commits) if rank and commit.n_steps < known)
+
+    def check_complete(self) -> None:
+        """Check that every rank's steps are here.
+
+        Raises:
+            MissingDeltaError: some recorded theirs on another node, and were not joined yet.
+        """
+        missing = self.missing_ranks
+        if missing:
+            self.refresh()  # a writer that goes on may have changed one document between the readings of both
+            missing = self.missing_ranks
+        if missing:
+            rule = f"whole, with {self.lineage.n_steps} steps of each of its {self.world_size} ranks"
+            remedy = f"Join them from the nodes that recorded them: `lightning-unlearn store join {self.url} PART ...`."
+            got = f"no part of rank {', '.join(map(str, missing))}"
+            raise MissingDeltaError(expected("store", rule, got, remedy))
+        self._complete = True
 
     @property
     def n_steps(self) -> int:
@@ -103,6 +146,10 @@ class StoreView:
     @property
     def lineage(self) -> Lineage:
         """Runs, known states and edits."""
+        if self._lineage is None and self.is_part:
+            remedy = "Join it: `lightning-unlearn store join URL PART`, where URL is what rank 0 recorded into."
+            got = f"the part of store {self.store_id} at {self.url} that ranks of another node than rank 0's recorded"
+            raise StoreMismatchError(expected("url", "a whole store", got, remedy))
         if self._lineage is None:
             name = f"{self.url}/{self.lineage_file}"
             try:
@@ -127,19 +174,21 @@ class StoreView:
             StoreCorruptedError: a document is damaged.
         """
         self._reader = self._lineage = None
-        _ = self.reader, self.lineage
+        self._complete = False
+        # The lineage first: steps are committed before it says that weights contain them.
+        _ = self.lineage, self.here
 
     def info(self) -> StoreInfo:
         """What the store holds; reads every head and every id, but no delta."""
-        index, lineage = self.reader.index, self.lineage
-        segments = [segment for rank in self.reader.segments for segment in rank]
+        index, lineage = self.here.index, self.lineage
+        segments = [segment for rank in self.here.segments for segment in rank]
         kept = sum(int(segment.columns["kept"].sum()) for segment in segments)
         payload = sum(segment.ref.payload_bytes for segment in segments)
         return StoreInfo(
             url=self.url,
             store_id=self.store_id,
             format_versions=tuple(sorted({self.version, *(segment.version for segment in segments)})),
-            steps=self.n_steps,
+            steps=self.here.n_steps,
             stored=int((index.status == StepStatus.STORED).sum()),
             bytes=total_bytes(self._files, self.world_size),
             bytes_per_kept=payload / kept if kept else 0.0,
@@ -155,6 +204,7 @@ class StoreView:
             runs=lineage.runs,
             states=lineage.states,
             entries=lineage.entries,
+            missing_ranks=self.missing_ranks,
         )
 
     def record(self, step: int) -> StepRecord:
