@@ -22,6 +22,7 @@ from lightning_unlearn.methods.catalogue import catalogue, catalogue_page
 from lightning_unlearn.results import to_dict
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.documents import FORMAT_VERSION
+from lightning_unlearn.store.joining import join_parts
 
 __all__ = ["main"]
 
@@ -87,6 +88,16 @@ def store_upgrade(store: str) -> None:
     Console().print(f"format version {FORMAT_VERSION}; {rewritten} segments rewritten", highlight=False, markup=False)
 
 
+def store_join(url: str, parts: list[str]) -> None:
+    """Copy what ranks recorded on other nodes into a store; finishes what was interrupted, and copies nothing twice.
+
+    Args:
+        url: What rank 0 recorded into; or a new place, if that is among the parts.
+        parts: Paths or URLs of what the other nodes recorded into.
+    """
+    Console().print(str(join_parts(url, parts)), highlight=False, markup=False)
+
+
 def demo(output: Path = Path("unlearn_demo"), seeds: int = 3, workers: int = 2) -> None:
     """Train, record, ask, forget and prove on scikit-learn's digits; writes report.json and report.html.
 
@@ -124,6 +135,14 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _with_lists(arguments: Sequence[str]) -> list[str]:
+    """The parser wants `store join URL '["PART", "PART"]'`; `store join URL PART PART` is understood as well."""
+    head, parts = list(arguments[:3]), list(arguments[3:])
+    if head[:2] != ["store", "join"] or not parts or parts[0].startswith(("-", "[")):
+        return list(arguments)
+    return [*head, dumps(parts)]
+
+
 def _is_sentence(error: Exception) -> bool:
     """Whether an error was raised by a check of this package, and not by the user's code or by a mistake."""
     return isinstance(error, LightningUnlearnError) or str(error).startswith("Expected `")
@@ -142,9 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "unlearn": unlearn_command,
         "demo": demo,
         "methods": methods,
-        "store": {"info": store_info, "verify": store_verify, "compact": store_compact, "upgrade": store_upgrade},
+        "store": {
+            "info": store_info,
+            "verify": store_verify,
+            "compact": store_compact,
+            "upgrade": store_upgrade,
+            "join": store_join,
+        },
     }
-    given = _with_values(sys.argv[1:] if arguments is None else arguments)
+    given = _with_lists(_with_values(sys.argv[1:] if arguments is None else arguments))
     try:
         auto_cli(commands, args=given, as_positional=True, parser_class=_Parser)
     except (LightningUnlearnError, ValueError, TypeError, FileNotFoundError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
-from warnings import warn
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,6 +17,7 @@ from lightning_unlearn.callbacks.recording_checks import (
     check_resumable,
     check_strategy,
     check_watch,
+    warn_of_others,
 )
 from lightning_unlearn.callbacks.recording_layout import has_own_samples, held_parts, layout_of
 from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_weights
@@ -27,7 +27,6 @@ from lightning_unlearn.callbacks.shard_reductions import GroupReductions
 from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
-from lightning_unlearn.exceptions import UnlearningWarning
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import RunKind
@@ -213,6 +212,7 @@ class DeltaRecorder(Callback):
         weights = recorded_weights(module)
         check_dtypes(weights.parameters, weights.trainable)
         check_anchors(self._anchor_every, is_sharded(module))
+        warn_of_others(trainer.optimizers, module)
         self._settings = self._settle(trainer, weights)
         away = any(parameter.device.type != "cpu" for parameter in module.parameters())
         background = True if away and self._background == "auto" else self._background
@@ -249,17 +249,11 @@ class DeltaRecorder(Callback):
                 first_piece=session.first_piece,
                 reductions=GroupReductions(trainer.strategy.root_device),
             )
-            complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
+            for optimizer in trainer.optimizers:
+                capture.watch(optimizer)
         except BaseException:
             session.writer.abandon()
             raise
-        if not all(complete):
-            warn(
-                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
-                "they learned cannot be forgotten by subtraction.",
-                UnlearningWarning,
-                stacklevel=2,
-            )
         self._saved = {}
         self._recording = StepRecording(
             trainer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+from warnings import warn
 
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -14,10 +15,15 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
+from lightning_unlearn.exceptions import (
+    DeletionRequestError,
+    StoreMismatchError,
+    UnlearningWarning,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, OptimizerInfo, RecordingSettings, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
@@ -33,6 +39,7 @@ __all__ = [
     "check_strategy",
     "check_watch",
     "describe_optimizer",
+    "warn_of_others",
 ]
 
 NEW_STORE = "Record into a new directory."
@@ -101,6 +108,19 @@ def check_optimizers(optimizers: Sequence[Any]) -> None:
         if not hasattr(optimizer, "register_step_post_hook"):
             got = type(optimizer).__name__
             raise UnsupportedStrategyError(expected("optimizer", "a torch.optim.Optimizer", got))
+
+
+def warn_of_others(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
+    """Warn of parameters that an optimizer trains and the module does not have."""
+    known = {id(parameter) for parameter in module.parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    if any(id(parameter) not in known for group in groups for parameter in group["params"]):
+        warn(
+            "The optimizer also holds parameters that are not part of the module: they are not recorded, so what they "
+            "learned cannot be forgotten by subtraction.",
+            UnlearningWarning,
+            stacklevel=3,
+        )
 
 
 def check_watch(watch: Collection[SampleId] | None, known: Collection[SampleId] | None) -> None:

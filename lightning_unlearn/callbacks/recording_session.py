@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,12 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_unlearn.callbacks.recording_checks import NEW_STORE, describe_optimizer
+from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
+from lightning_unlearn.callbacks.recording_checks import describe_optimizer
 from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
-from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
-from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.store.joined_writer import JoinedWriter
+from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.lineage import RunKind
-from lightning_unlearn.store.writer import Background, StoreWriter
+from lightning_unlearn.store.writer import Background
 from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
@@ -60,7 +59,7 @@ class RecordingSession:
     """A store opened for one run, on every rank; made by `RecordingSession.open`.
 
     Attributes:
-        store: The store.
+        store: The store, or this node's part of it where its ranks do not see what rank 0 writes to.
         writer: This rank's writer.
         first_piece: Number of the first piece of the run's layout.
     """
@@ -69,23 +68,23 @@ class RecordingSession:
         self,
         trainer: Trainer,
         module: nn.Module,
-        store: DeltaStore,
-        writer: StoreWriter | JoinedWriter,
+        parts: RankParts,
         origin: RunOrigin,
+        known: Collection[str],
     ) -> None:
-        self.store = store
-        self.writer = writer
+        self.store = parts.store
+        self.writer = parts.writer
+        self._elsewhere = parts.elsewhere
         self.first_piece = origin.first_piece
         self._trainer = trainer
         self._module = module
         self._sharded = is_sharded(module)
         self._origin = origin
         self._last: tuple[str, int] | None = None
-        known = store.initial_weights() if store.frozen else {}
         self._left_out = {
             id(parameter): name
             for name, parameter in recorded_parameters(module).items()
-            if name in store.frozen and name not in known
+            if name in self.store.frozen and name not in known
         }
 
     @classmethod
@@ -130,27 +129,23 @@ class RecordingSession:
             open_or_create, url, weights, settings, data, world_size=world_size, resume=resume, pieces=pieces
         )
         origin = on_rank_zero(trainer.strategy, begin)
-        store = DeltaStore.open(url)
         budget = None if size_budget is None else size_budget // world_size
-        writer: StoreWriter | JoinedWriter
-        if world_size == 1 < store.world_size:
-            writer = JoinedWriter(store, size_budget=budget, background=background)
-        else:
-            writer = store.writer(trainer.global_rank, size_budget=budget, background=background, pieces=origin.pieces)
+        parts = open_parts(
+            trainer, url, origin.n_steps, size_budget=budget, background=background, pieces=origin.pieces
+        )
+        store, writer = parts.store, parts.writer
         try:
-            # Decided together, so that no rank waits for one that has given up.
-            if trainer.strategy.reduce_boolean_decision(writer.n_steps < origin.n_steps, all=False):
-                rule = f"a store in which every rank has {origin.n_steps} steps"
-                got = f"{writer.n_steps} of rank {writer.rank}"
-                raise StoreMismatchError(expected("store", rule, got, NEW_STORE))
             # Not before the writers are there: a recording that is under way keeps what is known of it.
             on_rank_zero(trainer.strategy, lambda: store.truncate_states(origin.n_steps))
+            on_rank_zero(trainer.strategy, lambda: parts.truncate_copies(origin.n_steps))
             if writer.n_steps > origin.n_steps:
                 # Steps after the checkpoint belong to a branch of the training that no weights continue.
                 writer.truncate(origin.n_steps)
             trainer.strategy.barrier("lightning_unlearn_truncate")
-            on_rank_zero(trainer.strategy, lambda: store.begin_run(kind, infos, resumed=resume is not None))
-            return cls(trainer, module, store, writer, origin)
+            first_step = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
+            on_rank_zero(trainer.strategy, first_step)
+            known = on_rank_zero(trainer.strategy, lambda: set(store.initial_weights()) if store.frozen else set())
+            return cls(trainer, module, parts, origin, known)
         except BaseException:
             writer.abandon()
             raise
@@ -222,7 +217,7 @@ class RecordingSession:
             drifted: Whether something other than an optimizer changed this rank's layers since that step.
             collective: Whether all ranks do this together; rank 0 then waits until the others have published. Alone
                 among several (after an error) it looks for their steps in the store for a few seconds, and does not
-                make the weights known where some are missing.
+                make the weights known where some are missing, or on other nodes.
 
         Returns:
             Plain data for a checkpoint; complete on rank 0, the only one that writes checkpoints.
@@ -248,7 +243,8 @@ class RecordingSession:
             if together and (digest, n_steps) != self._last:
                 travel = tensors_distance(weights.parameters, self.store.initial_weights())
                 norm = change_norm(weights.parameters)
-                self.store.add_state(ModelState(digest, ranges, self._origin.edits, travel, norm, drifted))
+                state = ModelState(digest, ranges, self._origin.edits, travel, norm, drifted)
+                self.store.add_state(state, self._elsewhere)
                 self._last = (digest, n_steps)
         return {
             "store_id": self.store.store_id,
@@ -259,7 +255,10 @@ class RecordingSession:
         }
 
     def _flush_together(self) -> None:
-        """Publish on every rank, or fail on every rank: nobody waits for one that has given up."""
+        """Publish on every rank, or fail on every rank: nobody waits for one that has given up.
+
+        So it is agreed that the steps of all ranks are committed, also of those that rank 0 cannot see.
+        """
         failure: Exception | None = None
         try:
             self.writer.flush()
@@ -273,6 +272,8 @@ class RecordingSession:
             raise LightningUnlearnError(expected("recording", rule, "another rank that could not", remedy))
 
     def _all_published(self, n_steps: int) -> bool:
+        if self._elsewhere:
+            return False
         until = time.monotonic() + _PATIENCE
         while True:
             self.store.refresh()

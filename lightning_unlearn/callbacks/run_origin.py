@@ -81,10 +81,11 @@ def open_or_create(
             world_size=world_size,
         )
         return _with_pieces(store, RunOrigin(0, (), ()), pieces)
-    store = DeltaStore.open(url)
+    store = DeltaStore.open(url, check=False)
     if resume is None and _is_left_over(store, weights):
         store.discard_empty()
         return open_or_create(url, weights, settings, data, world_size=world_size, resume=None, pieces=pieces)
+    store.refresh()
     store.check_signature(signature_of(weights.parameters, weights.buffers))
     check_recording(store, settings, data, world_size)
     origin = _continued(store, weights) if resume is None else _resumed(store, weights, resume)
@@ -117,7 +118,7 @@ def recorded_settings(url: str | os.PathLike[str], weights: WholeWeights) -> Rec
     """
     if not DeltaStore.exists(url):
         return None
-    store = DeltaStore.open(url)
+    store = DeltaStore.open(url, check=False)
     return None if _is_left_over(store, weights) else store.settings
 
 
@@ -137,8 +138,8 @@ def _resumed(store: DeltaStore, weights: WholeWeights, resume: Mapping[str, Any]
 def _is_left_over(store: DeltaStore, weights: WholeWeights) -> bool:
     """Whether the store is what a run left that failed before its first step, from other initial weights."""
     # Without locks nobody can tell a failed run from one that is about to publish its first steps.
-    nothing = store.files.is_local and not store.n_steps and not store.lineage.entries
-    return nothing and store.state_of(tensors_digest(weights.parameters)) is None
+    nothing = store.files.is_local and store.is_blank
+    return nothing and (store.is_part or store.state_of(tensors_digest(weights.parameters)) is None)
 
 
 def _continued(store: DeltaStore, weights: WholeWeights) -> RunOrigin:
@@ -151,5 +152,4 @@ def _continued(store: DeltaStore, weights: WholeWeights) -> RunOrigin:
         )
         raise StoreMismatchError(expected("model", rule, "others", remedy))
     # Steps that no known weights contain were left by a run that ended before its first checkpoint.
-    known = max((stop for known in store.lineage.states for _, stop in known.ranges), default=0)
-    return RunOrigin(known, state.ranges, state.edits)
+    return RunOrigin(store.lineage.n_steps, state.ranges, state.edits)

@@ -204,7 +204,8 @@ def _anchors(trainer: Trainer) -> list[WeightAnchor]:
 def _recording_stores(trainer: Trainer) -> list[DeltaStore]:
     callbacks: list[Any] = vars(trainer)["callbacks"]
     stores = [one.store for one in callbacks if isinstance(one, DeltaRecorder)]
-    return [store for store in stores if store is not None]
+    # Ranks of another node may have a part, which holds no weights; their own copy has the same values.
+    return [store for store in stores if store is not None and not store.is_part]
 
 
 def _whole(value: Tensor, parameter: Tensor) -> Tensor:

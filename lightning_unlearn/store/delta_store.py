@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from safetensors.torch import save as save_tensors
@@ -15,6 +15,7 @@ from lightning_unlearn.store.anchors import Anchor, anchor_steps, load_anchor
 from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_document
+from lightning_unlearn.store.joining import Joined, join_parts
 from lightning_unlearn.store.layout import pieces_to_dict, with_pieces
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
 from lightning_unlearn.store.upkeep import StoreUpkeep
@@ -159,22 +160,32 @@ class DeltaStore(StoreUpkeep):
         self.update_lineage(lambda lineage: replace(lineage, layouts=(*lineage.layouts, added)))
         return first
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was recorded here: no step that all ranks of this place have, and no edit."""
+        here = [commit.n_steps for commit in self.here.commits if commit.number]
+        if min(here, default=0):
+            return False
+        return self.is_part or not (self.lineage.n_steps or self.lineage.entries)
+
     def discard_empty(self) -> None:
-        """Remove a store in which nothing was ever recorded, so that another can take its place.
+        """Remove a store, or the part of one, in which nothing was ever recorded, so that another can take its place.
 
         Raises:
             StoreMismatchError: it holds steps or ledger entries, or a writer is open.
         """
-        self.refresh()
-        if self.n_steps or self.lineage.entries:
-            raise StoreMismatchError(expected("store", "one without a step", f"{self.n_steps} steps in {self.url!r}"))
+        self._reader = self._lineage = None
+        if not self.is_blank:
+            raise StoreMismatchError(expected("store", "one without a step", f"steps or edits in {self.url!r}"))
         for rank in range(self.world_size):
-            self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
+            self.writer(rank, pieces=()).abandon()  # refused while somebody is about to publish the first steps
         folders = [rank_directory(rank) for rank in range(self.world_size)]
         ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
-        initial = [self.initial_file, *(name for name, _ in (*self.lineage.initial, *self.lineage.layouts))]
+        lineage = None if self.is_part else self.lineage
+        initial = [] if lineage is None else [name for name, _ in (*lineage.initial, *lineage.layouts)]
+        initial += [] if lineage is None else [self.initial_file]
         # The document that makes it a store goes first: what is left by an interruption is not taken for one.
-        for name in (STORE, *initial, self.lineage_file, *ranks):
+        for name in (STORE, *initial, *([] if self.is_part else [self.lineage_file]), *ranks):
             if self.files.exists(name):
                 self.files.delete(name)
 
@@ -195,6 +206,20 @@ class DeltaStore(StoreUpkeep):
         if check:
             store.refresh()
         return store
+
+    def join(self, parts: Sequence[str | os.PathLike[str]]) -> Joined:
+        """Copy what ranks recorded on other nodes into this store; see `join_parts`.
+
+        Args:
+            parts: The directories (or URLs) that they recorded into, as far as they can be reached from here.
+
+        Raises:
+            StoreMismatchError: one of them is of another store, has other steps, or is being written to.
+            StoreCorruptedError: a file of a part is damaged.
+        """
+        joined = join_parts(self.url, parts)
+        self.refresh()
+        return joined
 
     def writer(
         self,
@@ -246,22 +271,36 @@ class DeltaStore(StoreUpkeep):
         """
         return load_anchor(self._files, self.reader.commits, step, rank)
 
-    def begin_run(self, kind: RunKind, optimizers: Sequence[OptimizerInfo], *, resumed: bool = False) -> None:
-        """A run begins at the next step; with `resumed` it goes on from a checkpoint of the last one."""
+    def begin_run(
+        self, kind: RunKind, optimizers: Sequence[OptimizerInfo], *, resumed: bool = False, first: int | None = None
+    ) -> None:
+        """A run begins at the next step; with `resumed` it goes on from a checkpoint of the last one.
+
+        Args:
+            kind: What the run is for.
+            optimizers: Its optimizers.
+            resumed: Whether it goes on from a checkpoint.
+            first: Its first step, where ranks of other nodes have steps as well, which cannot be seen from here.
+        """
         self.refresh()
-        run = Run(kind, self.n_steps, tuple(optimizers))
+        run = Run(kind, self.n_steps if first is None else first, tuple(optimizers))
         self.update_lineage(lambda lineage: lineage.with_run(run, resumed=resumed))
 
-    def add_state(self, state: ModelState) -> None:
+    def add_state(self, state: ModelState, elsewhere: Collection[int] = ()) -> None:
         """Make `state` known, as the tip. Flush the writer first: a state must not contain steps that can be lost.
+
+        Args:
+            state: The state.
+            elsewhere: Ranks that record on other nodes, and have said themselves that its steps are committed there.
 
         Raises:
             StoreMismatchError: it contains steps that are not committed.
         """
         self.refresh()
-        if any(stop > self.n_steps for _, stop in state.ranges):
+        n_steps = min(commit.n_steps for rank, commit in enumerate(self.here.commits) if rank not in elsewhere)
+        if any(stop > n_steps for _, stop in state.ranges):
             remedy = "Flush every rank's writer first."
-            raise StoreMismatchError(expected("ranges", f"within the {self.n_steps} steps", state.ranges, remedy))
+            raise StoreMismatchError(expected("ranges", f"within the {n_steps} steps", state.ranges, remedy))
         self.update_lineage(lambda lineage: lineage.with_state(state))
 
     def truncate_states(self, n_steps: int) -> None:

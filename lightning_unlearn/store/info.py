@@ -40,6 +40,8 @@ class StoreInfo:
         runs: Training runs.
         states: Known weights.
         entries: Subtractions.
+        missing_ranks: Ranks that recorded on other nodes, and whose parts are not joined yet; until then the figures
+            above are those of the steps that every rank has here.
     """
 
     url: str
@@ -61,16 +63,20 @@ class StoreInfo:
     runs: tuple[Run, ...]
     states: tuple[ModelState, ...]
     entries: tuple[LedgerEntry, ...]
+    missing_ranks: tuple[int, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value, for a table."""
         settings = self.settings
         keep = f"{settings.keep:g}" + (" with overrides" if settings.keep_overrides else "")
         deltas = f"{self.stored:,}" + (f" ({self.bytes_per_kept:.2f} bytes per kept weight)" if self.kept else "")
+        missing = ", ".join(map(str, self.missing_ranks))
+        lacking = f"rank {missing}: `lightning-unlearn store join {self.url} PART ...` brings them here"
         return [
             ("store", f"{self.url} ({self.store_id})"),
             ("format version", " and ".join(map(str, self.format_versions))),
             ("steps", f"{self.steps:,} on {self.world_size} rank{'s' * (self.world_size != 1)}"),
+            *([("missing parts", lacking)] if missing else []),
             ("deltas", deltas),
             ("size", f"{self.bytes / 1e6:,.2f} MB"),
             ("keep", f"{keep}, {settings.criterion}, by {settings.scope}"),

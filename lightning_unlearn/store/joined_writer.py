@@ -28,10 +28,13 @@ class JoinedWriter:
 
     Raises:
         StoreMismatchError: another writer has one of the parts.
+        MissingDeltaError: a part was recorded on another node, and is not joined yet.
     """
 
     def __init__(self, store: DeltaStore, *, size_budget: int | None = None, background: Background = "auto") -> None:
         self.rank = 0
+        # Steps that the missing part has would be dropped here as what one rank was ahead.
+        store.check_complete()
         self._writers: list[StoreWriter] = []
         try:
             for rank in range(store.world_size):

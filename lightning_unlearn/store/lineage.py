@@ -93,6 +93,11 @@ class Lineage:
     initial: tuple[tuple[str, str], ...] = ()
     layouts: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def n_steps(self) -> int:
+        """How many steps a store must have at least, because known weights contain them."""
+        return max((stop for state in self.states for _, stop in state.ranges), default=0)
+
     def state_of(self, digest: str) -> ModelState | None:
         """The latest state with these weights."""
         return next((state for state in reversed(self.states) if state.digest == digest), None)

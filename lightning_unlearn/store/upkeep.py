@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from filelock import FileLock
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store import maintenance
+from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compaction import compact
 from lightning_unlearn.store.documents import FORMAT_VERSION, to_document
-from lightning_unlearn.store.info import VerificationReport
+from lightning_unlearn.store.info import Damage, VerificationReport
 from lightning_unlearn.store.lineage import Lineage, lineage_to_dict
 from lightning_unlearn.store.records import check_ids
 from lightning_unlearn.store.upgrade import upgrade_store
@@ -45,7 +47,16 @@ class StoreUpkeep(StoreView):
 
     def verify(self) -> VerificationReport:
         """Check every byte; damage is reported, not raised."""
-        return maintenance.verify(self._files, self.store_id, self.world_size, self._documents())
+        report = maintenance.verify(self._files, self.store_id, self.world_size, self._documents())
+        if self.is_part or any(damage.file == self.lineage_file for damage in report.damages):
+            return report
+        try:
+            missing = StoreView(self._files).missing_ranks
+        except (LightningUnlearnError, OSError):  # a commit cannot be read, which is in the report
+            return report
+        problem = "a part that its rank recorded on another node, and that was not joined yet"
+        absent = [Damage(rank_directory(rank), problem, repairable=False) for rank in missing]
+        return replace(report, damages=(*report.damages, *absent))
 
     def repair(self) -> VerificationReport:
         """Drop what is damaged and keep the rest: the delta of a step, or the step's ids too where they are damaged.
@@ -69,8 +80,10 @@ class StoreUpkeep(StoreView):
         Raises:
             StoreMismatchError: a writer is open.
             StoreCorruptedError: a segment is damaged; repair the store first.
+            MissingDeltaError: a part was recorded on another node, and is not joined yet: it may hold the ids.
             ValueError: not a collection of integers and strings.
         """
+        self.check_complete()
         ids = set(check_ids(sample_ids))
         maintenance.purge(self._files, self.store_id, self.world_size, ids, {int(step) for step in steps})
         self._reader = None
@@ -114,6 +127,8 @@ class StoreUpkeep(StoreView):
             self._lineage = None
             return self.lineage
 
+        if self.is_part:
+            return {}
         files, layouts = {self.initial_file: self._initial_digest}, dict[str, str]()
         try:
             files.update(lineage().initial)

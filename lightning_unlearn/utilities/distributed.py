@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 
-__all__ = ["on_rank_zero", "process_rank", "share_out"]
+__all__ = ["gather", "on_every_rank", "on_rank_zero", "process_rank", "share_out"]
 
 T = TypeVar("T")
 
@@ -73,3 +74,37 @@ def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def gather(strategy: Strategy, value: T) -> list[T]:
+    """The values of all ranks, which must be picklable, in the order of the ranks, on every rank."""
+    values: list[Any] = [value] * int(getattr(strategy, "world_size", 1))
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_every_rank(strategy: Strategy, function: Callable[[], T]) -> T:
+    """Run `function` on every rank and return its own result to each.
+
+    Where one fails, all raise what the first of them failed with, so that none of them waits for a rank that is gone.
+
+    Raises:
+        LightningUnlearnError: on the other ranks, where the first failed with an error of another kind.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:  # raised below, once the others know
+        failure = error
+    rank = process_rank()
+    told = failure
+    if failure is not None and not isinstance(failure, LightningUnlearnError):
+        told = LightningUnlearnError(f"Rank {rank} failed: {failure!r}")
+    first = next(((other, error) for other, error in enumerate(gather(strategy, told)) if error is not None), None)
+    if first is None:
+        return result  # type: ignore[return-value]
+    if failure is not None and first[0] == rank:
+        raise failure
+    raise first[1] from failure
