@@ -3,42 +3,17 @@
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_unlearn.store.delta_store import DeltaStore
+from tests.helpers.same_runs import assert_same
 from tests.helpers.slurm import Slurm
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "distributed"
 TRAIN = EXAMPLES / "train.py"
 EPOCHS = ("--epochs", 2)
-
-
-def content(store):
-    """What a store holds of the training, step by step: how often each id occurred, and every delta."""
-    store = DeltaStore.open(store)
-    repairs = [run.first for run in store.lineage.runs if run.kind == "repair"]
-    return [
-        (Counter(store.record(step).sample_ids), {name: delta.values for name, delta in store.read(step).items()})
-        for step in range(min([store.n_steps, *repairs]))
-    ]
-
-
-def assert_same(one, other):
-    """Two folders with the same steps and the same weights, bit for bit."""
-    left, right = content(one / "store"), content(other / "store")
-    assert len(left) == len(right) > 10
-    for number, ((ids, deltas), (other_ids, other_deltas)) in enumerate(zip(left, right, strict=True)):
-        assert ids == other_ids, f"step {number}"
-        assert deltas.keys() == other_deltas.keys()
-        assert deltas
-        assert all(torch.equal(deltas[layer], other_deltas[layer]) for layer in deltas), f"step {number}"
-    weights, others = (torch.load(folder / "trained.ckpt", weights_only=False)["state_dict"] for folder in (one, other))
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def call(command, **kwargs):

@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, describe_optimizer
 from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
-from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.joined_writer import JoinedWriter
 from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.store.writer import Background, StoreWriter
 from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.distributed import on_every_rank, on_rank_zero
 from lightning_unlearn.utilities.parameters import (
     parameter_distance,
     parameter_norm,
@@ -110,13 +110,24 @@ class RecordingSession:
         origin = on_rank_zero(
             trainer.strategy, partial(open_or_create, url, module, settings, data, world_size=world_size, resume=resume)
         )
-        store = DeltaStore.open(url)
         budget = None if size_budget is None else size_budget // world_size
-        writer: StoreWriter | JoinedWriter
-        if world_size == 1 < store.world_size:
-            writer = JoinedWriter(store, size_budget=budget, background=background)
-        else:
-            writer = store.writer(trainer.global_rank, size_budget=budget, background=background)
+        opened: list[tuple[DeltaStore, StoreWriter | JoinedWriter]] = []
+
+        def open_here() -> None:
+            store = DeltaStore.open(url)
+            if world_size == 1 < store.world_size:
+                opened.append((store, JoinedWriter(store, size_budget=budget, background=background)))
+            else:
+                rank = trainer.global_rank
+                opened.append((store, store.writer(rank, size_budget=budget, background=background)))
+
+        try:
+            on_every_rank(trainer.strategy, open_here, name="store", rule="one that every rank can open")
+        except BaseException:
+            for _, writer in opened:
+                writer.abandon()
+            raise
+        (store, writer) = opened[0]
         try:
             # Decided together, so that no rank waits for one that has given up.
             if trainer.strategy.reduce_boolean_decision(writer.n_steps < origin.n_steps, all=False):
@@ -125,10 +136,13 @@ class RecordingSession:
                 raise StoreMismatchError(expected("store", rule, got, NEW_STORE))
             # Not before the writers are there: a recording that is under way keeps what is known of it.
             on_rank_zero(trainer.strategy, lambda: store.truncate_states(origin.n_steps))
-            if writer.n_steps > origin.n_steps:
-                # Steps after the checkpoint belong to a branch of the training that no weights continue.
-                writer.truncate(origin.n_steps)
-            trainer.strategy.barrier("lightning_unlearn_truncate")
+            # Steps after the checkpoint belong to a branch of the training that no weights continue.
+            on_every_rank(
+                trainer.strategy,
+                lambda: writer.truncate(origin.n_steps) if writer.n_steps > origin.n_steps else None,
+                name="store",
+                rule="one that every rank can truncate",
+            )
             on_rank_zero(trainer.strategy, lambda: store.begin_run(kind, infos, resumed=resume is not None))
             return cls(trainer, module, store, writer, origin)
         except BaseException:
@@ -197,7 +211,9 @@ class RecordingSession:
         """
         together = collective or self._trainer.world_size == 1
         if together:
-            self._flush_together()
+            # Publish on every rank, or fail on every rank: nobody waits for one that has given up.
+            rule = "steps that every rank could publish"
+            on_every_rank(self._trainer.strategy, self.writer.flush, name="recording", rule=rule)
             drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
         else:
             self.writer.flush()
@@ -222,20 +238,6 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
-
-    def _flush_together(self) -> None:
-        """Publish on every rank, or fail on every rank: nobody waits for one that has given up."""
-        failure: Exception | None = None
-        try:
-            self.writer.flush()
-        except Exception as error:  # raised below, once the others know
-            failure = error
-        failed = self._trainer.strategy.reduce_boolean_decision(failure is not None, all=False)
-        if failure is not None:
-            raise failure
-        if failed:
-            rule, remedy = "steps that every rank could publish", "Its own error says why and what to do."
-            raise LightningUnlearnError(expected("recording", rule, "another rank that could not", remedy))
 
     def _all_published(self, n_steps: int) -> bool:
         until = time.monotonic() + _PATIENCE

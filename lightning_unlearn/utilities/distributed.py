@@ -9,8 +9,9 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_unlearn.exceptions import LightningUnlearnError
+from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["on_rank_zero", "process_rank", "share_out"]
+__all__ = ["on_every_rank", "on_rank_zero", "process_rank", "share_out"]
 
 T = TypeVar("T")
 
@@ -68,4 +69,32 @@ def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
     result, failure = strategy.broadcast((result, failure))
     if failure is not None:
         raise failure
+    return result  # type: ignore[return-value]
+
+
+def on_every_rank(strategy: Strategy, function: Callable[[], T], *, name: str, rule: str) -> T:
+    """Run `function` on every rank and return its result, or fail on every rank where it fails on one.
+
+    So nobody waits for a rank that has given up.
+
+    Args:
+        strategy: The Trainer's strategy.
+        function: What to run; it must not talk to other ranks.
+        name: What the error on the other ranks is about.
+        rule: What it was expected to be.
+
+    Raises:
+        LightningUnlearnError: on the ranks where it succeeded, if it failed on another.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:  # raised below, once the others know
+        failure = error
+    failed = strategy.reduce_boolean_decision(failure is not None, all=False)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise LightningUnlearnError(expected(name, rule, "another rank that failed", "Its own error says why."))
     return result  # type: ignore[return-value]

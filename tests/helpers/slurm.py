@@ -18,12 +18,16 @@ for ((task = 0; task < tasks; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
     pids+=($!)
 done
+echo "${pids[*]} $$ $PPID" >"$FAKE_SLURM/processes"
 worst=0
 for pid in "${pids[@]}"; do wait "$pid" || worst=$?; done
 exit "$worst"
 """
 SCONTROL = """#!/usr/bin/env bash
+# A job that is queued again is ended: its processes, `srun` and the shell that runs the job file.
 echo "$*" >>"$FAKE_SLURM/scontrol.log"
+read -ra processes <"$FAKE_SLURM/processes"
+kill -TERM "${processes[@]}"
 """
 
 
