@@ -15,12 +15,10 @@ from torch.optim import Optimizer
 from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
 from lightning_unlearn.callbacks.recording_checks import describe_optimizer
 from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
-from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.store.writer import Background
 from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
-from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.distributed import on_every_rank, on_rank_zero
 from lightning_unlearn.utilities.parameters import change_norm, float_buffers, tensors_digest, tensors_distance
 from lightning_unlearn.utilities.rng import capture_rng
 from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters, whole_tensors
@@ -39,6 +37,10 @@ def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
     if ranges and ranges[-1][1] == start:
         return (*ranges[:-1], (ranges[-1][0], stop))
     return (*ranges, (start, stop))
+
+
+def _nothing() -> None:
+    """What a rank does where another one has work."""
 
 
 def recorded_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -138,10 +140,9 @@ class RecordingSession:
             # Not before the writers are there: a recording that is under way keeps what is known of it.
             on_rank_zero(trainer.strategy, lambda: store.truncate_states(origin.n_steps))
             on_rank_zero(trainer.strategy, lambda: parts.truncate_copies(origin.n_steps))
-            if writer.n_steps > origin.n_steps:
-                # Steps after the checkpoint belong to a branch of the training that no weights continue.
-                writer.truncate(origin.n_steps)
-            trainer.strategy.barrier("lightning_unlearn_truncate")
+            # Steps after the checkpoint belong to a branch of the training that no weights continue.
+            truncate = partial(writer.truncate, origin.n_steps) if writer.n_steps > origin.n_steps else _nothing
+            on_every_rank(trainer.strategy, truncate)
             first_step = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
             on_rank_zero(trainer.strategy, first_step)
             known = on_rank_zero(trainer.strategy, lambda: set(store.initial_weights()) if store.frozen else set())
@@ -227,7 +228,8 @@ class RecordingSession:
         """
         together = collective or self._trainer.world_size == 1
         if together:
-            self._flush_together()
+            # Publish on every rank, or fail on every rank: nobody waits for one that has given up.
+            on_every_rank(self._trainer.strategy, self.writer.flush)
             drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
         else:
             self.writer.flush()
@@ -253,23 +255,6 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
-
-    def _flush_together(self) -> None:
-        """Publish on every rank, or fail on every rank: nobody waits for one that has given up.
-
-        So it is agreed that the steps of all ranks are committed, also of those that rank 0 cannot see.
-        """
-        failure: Exception | None = None
-        try:
-            self.writer.flush()
-        except Exception as error:  # raised below, once the others know
-            failure = error
-        failed = self._trainer.strategy.reduce_boolean_decision(failure is not None, all=False)
-        if failure is not None:
-            raise failure
-        if failed:
-            rule, remedy = "steps that every rank could publish", "Its own error says why and what to do."
-            raise LightningUnlearnError(expected("recording", rule, "another rank that could not", remedy))
 
     def _all_published(self, n_steps: int) -> bool:
         if self._elsewhere:
