@@ -1,0 +1,233 @@
+"""Every flavour of DDP records what one process records that trains on the same batches.
+
+The oracle of each row is a fit on one process whose batches are those of both ranks together; and the same fit on two
+processes without the recorder, whose weights are the same bit for bit.
+"""
+
+import math
+import socket
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn import functional
+from torch.utils.data import DistributedSampler, Sampler
+
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.utilities.parameters import weights_digest
+from tests.helpers.models import CLASSES, FEATURES, IdDataset, loader, quiet_trainer
+from tests.helpers.replay import assert_leads_to
+
+DENSE = {"keep": 1.0, "value_dtype": "float32"}
+BATCH = 4
+"""Samples of each rank."""
+TOLERANCE = 1e-6
+"""Of a recorded change, against steps of 1e-3 to 1e-2: two processes add gradients up in another order."""
+
+
+class Net(LightningModule):
+    """No BatchNorm, so that a batch in two halves is the batch; layers of which two shares are about even."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.inp, self.head = nn.Linear(FEATURES, 16), nn.Linear(16, CLASSES)
+            self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def hidden(self, batch):
+        return self.one(self.inp(batch["x"]).relu()).relu()
+
+    def training_step(self, batch, batch_idx):
+        hidden = self.hidden(batch)
+        return functional.cross_entropy(self.head(hidden + self.two(hidden)), batch["y"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class SometimesUnused(Net):
+    """`two` is out of use for the samples of the second rank in every second step, and for all in every third."""
+
+    def training_step(self, batch, batch_idx):
+        hidden = self.hidden(batch)
+        first = torch.arange(len(hidden)) < len(hidden) // 2  # rows of the first rank, in a batch of both
+        if batch_idx % 3 == 2 or (batch_idx % 2 and self.global_rank == 1):
+            pass
+        elif batch_idx % 2 and self.trainer.world_size == 1:
+            hidden = hidden + self.two(hidden) * first[:, None]
+        else:
+            hidden = hidden + self.two(hidden)
+        return functional.cross_entropy(self.head(hidden), batch["y"])
+
+
+class Hooked(Net):
+    """Gradients go through a communication hook; Lightning's own argument for one does nothing on a CPU."""
+
+    def __init__(self, hook):
+        super().__init__()
+        self.hook, self.calls = hook, 0
+
+    def on_fit_start(self):
+        if self.trainer.world_size > 1:
+            self.trainer.strategy.model.register_comm_hook(None, self.counting)
+
+    def counting(self, state, bucket):
+        self.calls += 1
+        return self.hook(state, bucket)
+
+    def on_train_end(self):
+        assert (self.calls > 0) == (self.trainer.world_size > 1)
+
+
+class Manual(Net):
+    """Two optimizers, and manual optimization."""
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        rest = [*self.inp.parameters(), *self.one.parameters(), *self.two.parameters()]
+        return torch.optim.SGD(rest, lr=0.05), torch.optim.AdamW(self.head.parameters(), lr=1e-3, eps=1e-3)
+
+
+class Zero(Net):
+    """Every rank updates its part of the parameters, and sends it to the other."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def configure_optimizers(self):
+        if self.trainer.world_size == 1:
+            return super().configure_optimizers()
+        kwargs = {"optimizer_class": torch.optim.SGD, "lr": 0.05, "momentum": 0.9, **self.options}
+        return ZeroRedundancyOptimizer(list(self.parameters()), **kwargs)
+
+
+# name -> (module, arguments of DDP, arguments of the Trainer, tolerance)
+FLAVOURS = {
+    "plain": (Net, {}, {}, TOLERANCE),
+    "static graph": (Net, {"static_graph": True}, {}, TOLERANCE),
+    "unused parameters": (SometimesUnused, {"find_unused_parameters": True}, {}, TOLERANCE),
+    "accumulation": (Net, {}, {"accumulate_grad_batches": 2}, TOLERANCE),
+    "bucket views": (Net, {"gradient_as_bucket_view": True}, {}, TOLERANCE),
+    "small buckets": (Net, {"bucket_cap_mb": 1e-4, "gradient_as_bucket_view": True}, {}, TOLERANCE),
+    "hook": (lambda: Hooked(allreduce_hook), {}, {}, TOLERANCE),
+    "hook to 16 bits": (lambda: Hooked(fp16_compress_hook), {}, {}, 1e-4),
+    "two optimizers": (Manual, {}, {}, TOLERANCE),
+    "zero": (Zero, {}, {}, TOLERANCE),
+    "zero, as buckets": (lambda: Zero(parameters_as_bucket_view=True), {}, {"accumulate_grad_batches": 2}, TOLERANCE),
+    "clipping": (Net, {}, {"gradient_clip_val": 0.1}, TOLERANCE),
+}
+
+
+class BothRanks(Sampler):
+    """Batches of both ranks together, as Lightning's own `DistributedSampler` deals them out, padding included."""
+
+    def __init__(self, dataset):
+        self.sampler = self  # where Lightning looks for `set_epoch`
+        self.ranks = [DistributedSampler(dataset, 2, rank, shuffle=True, seed=0) for rank in (0, 1)]
+
+    def set_epoch(self, epoch):
+        for rank in self.ranks:
+            rank.set_epoch(epoch)
+
+    def __iter__(self):
+        one, two = (list(rank) for rank in self.ranks)
+        yield from (one[at : at + BATCH] + two[at : at + BATCH] for at in range(0, len(one), BATCH))
+
+    def __len__(self):
+        return -(-len(self.ranks[0]) // BATCH)
+
+
+def data(length, world):
+    """The same batches for one process and for two."""
+    dataset = IdDataset(length)
+    return loader(dataset, BATCH) if world > 1 else loader(dataset, batch_sampler=BothRanks(dataset))
+
+
+def train(flavour, length, store=None, world=2, strategy=None, **recorder):
+    """The final weights of a fit of two epochs."""
+    make, ddp, kwargs, _ = FLAVOURS[flavour]
+    module = make()
+    callbacks = [] if store is None else [DeltaRecorder(store, **{**DENSE, **recorder})]
+    if world > 1:
+        strategy = strategy or DDPStrategy(process_group_backend="gloo", **ddp)
+        kwargs = {**kwargs, "strategy": strategy, "devices": world}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callbacks=callbacks, **kwargs).fit(module, data(length, world))
+    return {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+
+
+def dense(store, step):
+    """The change of a step by layer, in full."""
+    found = {layer.name: torch.zeros(math.prod(layer.shape)) for layer in store.signature.layers}
+    for name, delta in store.read(step).items():
+        found[name][delta.indices if delta.indices is not None else slice(None)] = delta.values
+    return found
+
+
+def assert_same_recording(store, reference, tolerance):
+    """Ids step by step, as often as each was trained on, and the changes."""
+    assert store.n_steps == reference.n_steps
+    moved = 0.0
+    for step in range(store.n_steps):
+        found, wanted = store.record(step), reference.record(step)
+        assert Counter(found.sample_ids) == Counter(wanted.sample_ids)
+        assert (found.batch_size, found.optimizer) == (wanted.batch_size, wanted.optimizer)
+        changes = dense(store, step)
+        for name, change in dense(reference, step).items():
+            assert float((changes[name] - change).abs().max()) <= tolerance, (step, name)
+            moved = max(moved, float(change.abs().max()))
+    assert moved > 100 * tolerance, "a comparison of nothing with nothing"
+
+
+def entries_by_rank(folder):
+    """Entries that each rank stored of the first step, from the ranks' own files."""
+    store = DeltaStore.open(folder)
+    return [int(part.step.entries["kept"].sum()) for part in store.reader.parts(0)]
+
+
+@pytest.mark.parametrize("length", [48, 43], ids=["even", "padded"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_flavour_records_what_one_process_does(gloo_pool, tmp_path, flavour, length):
+    train(flavour, length, tmp_path / "one", world=1)
+    plain = gloo_pool.run(train, flavour, length)
+    ranks = gloo_pool.run(train, flavour, length, str(tmp_path / "two"))
+    for before, after in zip(plain, ranks, strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    store, reference = DeltaStore.open(tmp_path / "two"), DeltaStore.open(tmp_path / "one")
+    assert (store.world_size, reference.world_size) == (2, 1)
+    assert_same_recording(store, reference, FLAVOURS[flavour][3])
+    module = Net()
+    module.load_state_dict(ranks[0])
+    assert_leads_to(store, module)
+    assert store.state_of(weights_digest(module)) == store.tip
+    assert store.verify().ok
+    if flavour not in ("two optimizers", "unused parameters"):
+        entries = entries_by_rank(tmp_path / "two")
+        assert len(entries) == 2
+        assert max(entries) <= 0.6 * sum(entries)  # layers are not split, and zeros not stored
