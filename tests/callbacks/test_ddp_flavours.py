@@ -5,6 +5,7 @@ processes without the recorder, whose weights are the same bit for bit.
 """
 
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -231,3 +232,73 @@ def test_a_flavour_records_what_one_process_does(gloo_pool, tmp_path, flavour, l
         entries = entries_by_rank(tmp_path / "two")
         assert len(entries) == 2
         assert max(entries) <= 0.6 * sum(entries)  # layers are not split, and zeros not stored
+
+
+def test_an_anchor_has_the_parts_of_an_optimizer_that_is_spread_over_ranks(gloo_pool, tmp_path):
+    train("plain", 48, tmp_path / "one", world=1, anchor_every=4)
+    weights = gloo_pool.run(train, "zero", 48, str(tmp_path / "two"), anchor_every=4)
+    store, reference = DeltaStore.open(tmp_path / "two"), DeltaStore.open(tmp_path / "one")
+    assert store.anchors == reference.anchors == [4, 8, 12]
+    assert all(torch.equal(store.read_anchor(12).weights[name], weights[0][name]) for name in weights[0])
+    for step in store.anchors:
+        found, wanted = (one.read_anchor(step).optimizers[0]["state"] for one in (store, reference))
+        assert found.keys() == wanted.keys()
+        for place, state in wanted.items():
+            difference = found[place]["momentum_buffer"] - state["momentum_buffer"]
+            assert float(difference.abs().max()) < 1e-5 < float(state["momentum_buffer"].abs().max())
+
+
+def refused(store):
+    module = Zero(overlap_with_ddp=True)
+    trainer = quiet_trainer(
+        strategy=DDPStrategy(process_group_backend="gloo"), devices=2, callbacks=[DeltaRecorder(store, **DENSE)]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trainer.fit(module, data(48, 2))
+        except UnsupportedStrategyError as error:
+            return str(error), trainer.global_step
+    return "", trainer.global_step
+
+
+def test_updates_within_the_backward_pass_are_refused_on_every_rank(gloo_pool, tmp_path):
+    for message, steps in gloo_pool.run(refused, str(tmp_path / "s")):
+        assert "got 'ZeroRedundancyOptimizer(overlap_with_ddp=True)'" in message
+        assert steps == 0
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_trainer_with_processes_of_its_own_records_what_one_process_does(tmp_path, monkeypatch, strategy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    train("plain", 43, tmp_path / "one", world=1)
+    plain = train("plain", 43, strategy=strategy)
+    recorded = train("plain", 43, tmp_path / "two", strategy=strategy)
+    assert all(torch.equal(plain[name], recorded[name]) for name in plain)
+    assert_same_recording(DeltaStore.open(tmp_path / "two"), DeltaStore.open(tmp_path / "one"), TOLERANCE)
+
+
+SCRIPT = """
+import sys, torch
+from tests.callbacks.test_ddp_flavours import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train("plain", 43, sys.argv[1], strategy="ddp")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_is_launched_again_for_every_rank_records_what_one_process_does(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    train("plain", 43, tmp_path / "one", world=1)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    assert_same_recording(DeltaStore.open(tmp_path / "two"), DeltaStore.open(tmp_path / "one"), TOLERANCE)
