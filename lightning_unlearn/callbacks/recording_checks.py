@@ -10,10 +10,10 @@ from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
     SingleDeviceStrategy,
-    SingleDeviceXLAStrategy,
     Strategy,
-    XLAStrategy,
 )
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch.optim import Optimizer
 
 from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
