@@ -198,8 +198,10 @@ class RecordingSession:
         """Keep the state of the training as it is after the last appended step.
 
         Weights and optimizers agree on all ranks, so rank 0 keeps them; random states do not. Frozen parameters whose
-        values the store does without are left out here as well.
+        values the store does without are left out here as well. An optimizer of which every rank has a part
+        (`ZeroRedundancyOptimizer`) is put together first, by all ranks.
         """
+        states = [self._trainer.strategy.optimizer_state(optimizer) for optimizer in optimizers]
         if not self._trainer.is_global_zero:
             self.writer.anchor(None, None, capture_rng())
             return
@@ -208,7 +210,7 @@ class RecordingSession:
         buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_complex()}
         tensors = {**dict(module.named_parameters()), **buffers}
         weights = {name: tensor.detach() for name, tensor in tensors.items() if name not in left_out}
-        self.writer.anchor(weights, [optimizer.state_dict() for optimizer in optimizers], capture_rng())
+        self.writer.anchor(weights, states, capture_rng())
 
     def state(self, weights: WholeWeights | None, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
