@@ -179,10 +179,13 @@ def _on_device(pieces: Sequence[Piece], device: DeviceRates) -> tuple[float, flo
 
 def _encode(piece: Piece, plan: PlannedRecording, rates: Rates) -> float:
     codec = piece_bytes(piece, plan).codec
-    positions = piece.kept * rates.gap_kept if codec in (IndexCodec.GAP8, IndexCodec.BLOCK16) else 0.0
+    if codec is IndexCodec.DENSE:
+        return piece.kept * rates.encode_whole[piece.value_dtype] + rates.encode_layer
+    each = rates.encode_kept[piece.value_dtype]
     if codec is IndexCodec.BITMASK:
-        positions = piece.numel * rates.mask_entry
-    return positions + piece.kept * rates.encode_value[piece.value_dtype] + rates.encode_layer
+        converting = max(0.0, each - rates.encode_kept["float32"])
+        return piece.numel * rates.mask_entry + piece.kept * converting + rates.encode_layer
+    return piece.kept * each + rates.encode_layer
 
 
 def _checkpoint(plan: PlannedRecording, rates: Rates, device: DeviceRates) -> float:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from lightning import Callback, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
+from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.recording_rates import Rates
 from lightning_unlearn.functional.selection import Selector
 from lightning_unlearn.store.codec import encode_layer
@@ -29,6 +34,7 @@ from lightning_unlearn.utilities.parameters import (
     parameter_norm,
     weights_digest,
 )
+from lightning_unlearn.utilities.trainers import idle_trainer
 
 __all__ = ["measure_rates"]
 
@@ -52,6 +58,30 @@ class _Layers(nn.Module):
         """What an optimizer does."""
         for layer in self.layers:
             layer.add_(self._noise[: layer.numel()], alpha=1e-3)
+
+
+class _OneLayer(LightningModule):
+    """As little to train and to record as there can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return cast(Tensor, self.net(batch[0]).sum())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class _Clock(Callback):
+    """When each batch was over."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
 
 
 def _median(repeats: int, prepare: Callable[[], object], work: Callable[[], object]) -> float:
@@ -88,6 +118,7 @@ def measure_rates(folder: str | os.PathLike[str] | None = None, *, repeats: int 
     figures = {**_selection(repeats), **_encoding(repeats)}
     with tempfile.TemporaryDirectory(prefix=".tmp-rates-", dir=folder) as place:
         figures |= _writing(Path(place), repeats)
+        figures["step"] = _step(Path(place), 30 * repeats)
     origin = f"measured on this machine, {torch.get_num_threads()} threads"
     return Rates(origin=origin, threads=min(4, torch.get_num_threads()), **figures)  # type: ignore[arg-type]
 
@@ -179,24 +210,24 @@ def _encoding(repeats: int) -> dict[str, object]:
         taken = _median(repeats, _nothing, lambda: held.append(encoder.encode(_pending(deltas))))
         return taken, sum(delta.values.numel() for delta in deltas)
 
-    values: dict[ValueDtype, float] = {}
+    sparse: dict[ValueDtype, float] = {}
+    whole: dict[ValueDtype, float] = {}
     for value_dtype in get_args(ValueDtype):
-        taken, kept = seconds((_LARGE,), 1.0, value_dtype)
-        values[value_dtype] = taken / kept
-    sparse, kept = seconds((_LARGE,), 2 * _SPARSE, "float32")
-    masked, many = seconds((_LARGE,), _DENSE, "float32")
+        for rates, sizes, keep in ((sparse, (_LARGE,) * _LARGE_LAYERS, 2 * _SPARSE), (whole, (_LARGE,), 1.0)):
+            taken, kept = seconds(sizes, keep, value_dtype)
+            rates[value_dtype] = taken / kept
+    masked, _ = seconds((_LARGE,), _DENSE, "float32")
     taken, few = seconds((_SMALL,) * _MANY, _SPARSE, "float32")
-    gap = max(sparse / kept - values["float32"], 1e-12)
     _, deltas = _deltas((_LARGE,), _DENSE)
     layers = [encode_layer(delta, _LARGE, "bfloat16") for delta in deltas]
     plain = sum(layer.index.size + layer.value.size for layer in layers)
     held: list[object] = []
     compressing = _median(repeats, _nothing, lambda: held.append(join_payload(layers, "zstd")))
     return {
-        "encode_value": values,
-        "gap_kept": gap,
-        "mask_entry": max((masked - many * values["float32"]) / _LARGE, 1e-12),
-        "encode_layer": max((taken - few * (gap + values["float32"])) / _MANY, 1e-9),
+        "encode_kept": sparse,
+        "encode_whole": whole,
+        "mask_entry": masked / _LARGE,
+        "encode_layer": max((taken - few * sparse["float32"]) / _MANY, 1e-9),
         "compress_byte": compressing / plain,
     }
 
@@ -242,5 +273,22 @@ def _writing(place: Path, repeats: int) -> dict[str, object]:
         "publish_file": file_seconds,
         "state_entry": _median(2, _nothing, state) / sum(layer.numel() for layer in module.layers),
         "sample": max((many - few) / 1024, 1e-9),
-        "step": few,
     }
+
+
+def _step(place: Path, steps: int) -> float:
+    """What a step takes longer with a recorder where there is nothing to record: ids, hooks, and calls of Python."""
+
+    def seconds(callbacks: list[Callback]) -> float:
+        clock = _Clock()
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # what Lightning thinks of a loader without workers
+            module = _OneLayer()
+            trainer = idle_trainer(module)
+            trainer.fit_loop.epoch_loop.max_steps = steps
+            vars(trainer)["callbacks"] += [clock, *callbacks]
+            trainer.fit(module, DataLoader(TensorDataset(torch.ones(steps, 2)), batch_size=1))
+        return statistics.median(after - before for before, after in itertools.pairwise(clock.times))
+
+    plain = seconds([])
+    return max(seconds([DeltaRecorder(place / "steps", 1.0)]) - plain, 1e-9)
