@@ -19,6 +19,7 @@ __all__ = [
     "IndexCodec",
     "LayerDelta",
     "LayerInfo",
+    "LayerPiece",
     "ModelSignature",
     "ModelState",
     "OptimizerInfo",
@@ -100,6 +101,53 @@ class ModelSignature:
     """Names, shapes and dtypes of every parameter and float buffer, in order; a layer's number is its place here."""
 
     layers: tuple[LayerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPiece:
+    """The part of a layer that one process held and recorded, where parameters are sharded.
+
+    The entry at `index` of the piece is entry `start + sum(index * strides)` of the layer, counted in row-major order.
+
+    Attributes:
+        layer: The layer's number in the model signature.
+        start: Place of the first entry in the layer.
+        shape: Shape of the piece, with neighbouring entries joined into one dimension; `(n,)` for a run of entries.
+        strides: How far apart in the layer neighbours along each dimension are.
+    """
+
+    layer: int
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of entries.
+
+        >>> LayerPiece(0, 6, (2, 3), (4, 1)).numel
+        6
+        """
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """One behind the place of its last entry in the layer.
+
+        >>> LayerPiece(0, 6, (2, 3), (4, 1)).stop
+        13
+        """
+        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return self.start + reach + 1 if self.numel else self.start
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its entries are neighbours in the layer.
+
+        >>> LayerPiece(0, 6, (3,), (1,)).is_run, LayerPiece(0, 6, (2, 3), (4, 1)).is_run
+        (True, False)
+        """
+        return self.strides == (1,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.exceptions import LightningUnlearnError
-from lightning_unlearn.types import LayerDelta
+from lightning_unlearn.types import LayerDelta, LayerPiece
+from lightning_unlearn.utilities.sharded import local_part
 
 __all__ = ["Layer", "difference", "equal_bits", "not_finite", "same_bits", "whole_layer"]
 
@@ -22,12 +23,13 @@ class Layer:
     """A tensor of the module that this rank records.
 
     Attributes:
-        number: Its place in the model signature.
+        number: What records call it: its place in the model signature, or the number of the piece.
         name: Its name in the module.
         tensor: The parameter or buffer itself.
-        kept: How many entries to keep.
+        kept: How many entries of the whole layer to keep.
         before: Its value after the last step, once it is known.
         scratch: float32 of shape (n,) for its change, where that is handed out.
+        piece: Which entries of the layer this process holds, where they are not all.
     """
 
     number: int
@@ -36,6 +38,12 @@ class Layer:
     kept: int
     before: Tensor | None = None
     scratch: Tensor | None = None
+    piece: LayerPiece | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """What this process holds of it now, without a graph and without a copy."""
+        return local_part(self.tensor.detach())
 
     @property
     def previous(self) -> Tensor:
@@ -58,7 +66,7 @@ def difference(layer: Layer, out: Tensor) -> Tensor:
     Formed in float32, or in float64 and then rounded, never in 16 bits. The layer's previous value becomes the one of
     now.
     """
-    after, before = layer.tensor.detach(), layer.previous
+    after, before = layer.value, layer.previous
     shaped = out.view(after.shape)
     if after.dtype in (torch.float32, torch.float64):
         torch.sub(after, before, out=shaped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,13 @@ from torch.optim import Optimizer
 from lightning_unlearn.callbacks.captured_layers import Layer, difference, equal_bits, not_finite, same_bits
 from lightning_unlearn.callbacks.device_selection import DeviceSelection
 from lightning_unlearn.callbacks.host_selection import HostSelection, Squares
+from lightning_unlearn.callbacks.recording_layout import Held, RecordingLayout, layout_of
+from lightning_unlearn.callbacks.shard_selection import ShardSelection
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.pruning import keep_of, kept_count
+from lightning_unlearn.functional.shard_selection import Alone, Reductions
 from lightning_unlearn.types import LayerDelta, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.distributed import share_out
 from lightning_unlearn.utilities.parameters import float_buffers
 
 __all__ = ["DeltaCapture", "StepChange", "Watched"]
@@ -61,9 +63,10 @@ class DeltaCapture:
 
     Differences are formed in float32 (in float64 and then rounded, for float64 weights), never in 16 bits. Nothing the
     size of the model is allocated per step: what is held is one copy of the recorded parameters, scratch (see
-    `HostSelection`; `DeviceSelection` where weights are on a CUDA device), and with `keep=1.0` or `scope="global"`
-    their difference. Under data parallelism each rank takes its share of the layers, which costs no communication
-    because the weights agree. Parameters that are frozen cost nothing.
+    `HostSelection`; `DeviceSelection` where weights are on a CUDA device, `ShardSelection` where layers are cut), and
+    with `keep=1.0` or `scope="global"` their difference. Under data parallelism each rank takes its share of the
+    layers, which costs no communication because the weights agree; where layers are sharded, the piece it holds.
+    Parameters that are frozen cost nothing.
 
     Args:
         module: The module whose parameters are recorded; layers are numbered as in `model_signature`.
@@ -73,6 +76,10 @@ class DeltaCapture:
         seed: For `criterion="random"`.
         share: Whether returned dense values are views of buffers that the next step overwrites; otherwise they are
             copies. Sparse values are always copies.
+        layout: Who records what; by default layers are whole, and shared out by size.
+        names: Names of the parameters in the user's module, where a wrapper has given them others.
+        first_piece: Number of the layout's first piece in the store.
+        reductions: What processes do together that hold pieces of layers.
     """
 
     def __init__(
@@ -84,24 +91,40 @@ class DeltaCapture:
         world_size: int = 1,
         seed: int = 0,
         share: bool = True,
+        layout: RecordingLayout | None = None,
+        names: Sequence[str] | None = None,
+        first_piece: int = 0,
+        reductions: Reductions | None = None,
     ) -> None:
         self._settings = settings
         self._seed = seed
-        parameters = list(module.named_parameters())
-        # One threshold over all layers needs all of them in one place.
-        one_place = settings.scope == "global"
-        owners = share_out([parameter.numel() for _, parameter in parameters], 1 if one_place else world_size)
+        found = dict(module.named_parameters())
+        parameters = list(zip(found if names is None else names, found.values(), strict=True))
+        if layout is None:
+            # One threshold over all layers needs all of them in one place.
+            held = [Held.of(name, parameter) for name, parameter in parameters]
+            layout = layout_of(held, rank, world_size, one_place=settings.scope == "global")
         self._layers: dict[int, Layer] = {}
-        self._known = {id(parameter) for _, parameter in parameters}
-        for number, ((name, parameter), owner) in enumerate(zip(parameters, owners, strict=True)):
-            if owner == rank:
-                kept = kept_count(parameter.numel(), keep_of(name, settings.keep, settings.keep_overrides))
-                self._layers[id(parameter)] = Layer(number, name, parameter, kept)
+        self._numbers = {id(parameter): number for number, (_, parameter) in enumerate(parameters)}
+        self._kept = [
+            kept_count(numel, keep_of(name, settings.keep, settings.keep_overrides))
+            for (name, _), numel in zip(parameters, layout.numel, strict=True)
+        ]
+        for number, (name, parameter) in enumerate(parameters):
+            if number in layout.mine:
+                place = layout.mine[number]
+                piece = None if place is None else layout.pieces[place]
+                called = number if place is None else first_piece + place
+                self._layers[id(parameter)] = Layer(called, name, parameter, self._kept[number], piece=piece)
         self._module = module
         self._buffers: dict[str, Layer] = {}
         if settings.buffers == "record" and rank == 0:
             for number, (name, buffer) in enumerate(float_buffers(module).items(), len(parameters)):
                 self._buffers[name] = Layer(number, name, buffer, buffer.numel(), buffer.detach().clone())
+        self._shards: ShardSelection | None = None
+        if layout.is_sharded:
+            names = [name for name, _ in parameters]
+            self._shards = ShardSelection(settings, names, layout.numel, reductions or Alone(), seed=seed)
         self._host = HostSelection(settings, seed=seed, share=share)
         self._devices: dict[torch.device, DeviceSelection] = {}
         self._edits: dict[int, bool | dict[torch.device, Tensor]] = {}
@@ -117,15 +140,15 @@ class DeltaCapture:
             UnsupportedStrategyError: a parameter is not real floating-point.
         """
         for layer in self._layers_of(optimizer):
-            tensor = layer.tensor.detach()
+            tensor = layer.value
             if layer.before is None:
                 if not tensor.is_floating_point():
                     got = f"{tensor.dtype} ({layer.name})"
                     raise UnsupportedStrategyError(expected("parameters", "real floating-point numbers", got))
                 layer.before = tensor.clone()
-                if not _has_streams(tensor.device):
+                if not _has_streams(tensor.device) and self._shards is None:
                     self._host.reserve(layer)
-        return all(id(parameter) in self._known for parameter in _parameters(optimizer))
+        return all(id(parameter) in self._numbers for parameter in _parameters(optimizer))
 
     @torch.no_grad()
     def watch(self, optimizer: Optimizer) -> Watched:
@@ -140,7 +163,7 @@ class DeltaCapture:
         complete = self.meet(optimizer)
         edited, flags = [], dict[torch.device, list[Tensor]]()
         for layer in self._layers_of(optimizer):
-            tensor, before = layer.tensor.detach(), layer.previous
+            tensor, before = layer.value, layer.previous
             if before.shape != tensor.shape or before.dtype != tensor.dtype or before.device != tensor.device:
                 edited.append(layer.name)
                 layer.before = tensor.clone()
@@ -171,6 +194,8 @@ class DeltaCapture:
         layers, buffers = self._layers_of(optimizer), self._current_buffers()
         edits = self._edits.pop(id(optimizer), False)
         flags = edits if isinstance(edits, dict) else {}
+        if self._shards is not None:
+            return self._sharded_changes(self._shards, optimizer, step, measure, edits)
         here = [layer for layer in layers if not _has_streams(layer.tensor.device)]
         deltas, squares = self._host.select(here, step, measure)
         deltas += self._host_buffers([layer for layer in buffers if not _has_streams(layer.tensor.device)], step)
@@ -194,6 +219,27 @@ class DeltaCapture:
             edits if isinstance(edits, bool) else lambda: any(one.edited() for one in away),
         )
 
+    def _sharded_changes(
+        self,
+        shards: ShardSelection,
+        optimizer: Optimizer,
+        step: int,
+        measure: bool,
+        edits: bool | Mapping[torch.device, Tensor],
+    ) -> StepChange:
+        # Not only the layers that are live here: processes must agree on what they select from.
+        numbers = {self._numbers[id(one)]: id(one) for one in _parameters(optimizer) if id(one) in self._numbers}
+        mine = self._layers_of(optimizer)
+        deltas, squares = shards.select(
+            {number: self._kept[number] for number in numbers},
+            {self._numbers[id(layer.tensor)]: layer for layer in mine},
+            step,
+            measure,
+        )
+        deltas += self._host_buffers(self._current_buffers(), step)
+        edited = edits if isinstance(edits, bool) else any(bool(flag) for flag in edits.values())
+        return StepChange(deltas, _relative([squares]) if measure else None, edited)
+
     @torch.no_grad()
     def skip(self, optimizer: Optimizer, step: int) -> bool | Callable[[], bool]:
         """Take note of a step whose change is not recorded.
@@ -207,7 +253,7 @@ class DeltaCapture:
         """
         edits = self._edits.pop(id(optimizer), False)
         for layer in [*self._layers_of(optimizer), *self._current_buffers()]:
-            layer.previous.copy_(layer.tensor)
+            layer.previous.copy_(layer.value)
         if isinstance(edits, bool):
             return edits
         away = [self._device(device).start([], [], step, False, flag) for device, flag in edits.items()]
@@ -218,12 +264,12 @@ class DeltaCapture:
         return [
             layer.name
             for layer in self._layers.values()
-            if layer.before is not None and not same_bits(layer.before, layer.tensor)
+            if layer.before is not None and not same_bits(layer.before, layer.value)
         ]
 
     def untouched(self) -> dict[str, Tensor]:
         """This rank's parameters that no optimizer has held so far, by name."""
-        return {layer.name: layer.tensor.detach() for layer in self._layers.values() if layer.before is None}
+        return {layer.name: layer.value for layer in self._layers.values() if layer.before is None}
 
     def _device(self, device: torch.device) -> DeviceSelection:
         if device not in self._devices:

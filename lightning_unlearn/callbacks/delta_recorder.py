@@ -11,10 +11,19 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
-from lightning_unlearn.callbacks.recording_checks import check_optimizers, check_resumable, check_strategy, check_watch
-from lightning_unlearn.callbacks.recording_session import RecordingSession
+from lightning_unlearn.callbacks.recording_checks import (
+    check_anchors,
+    check_dtypes,
+    check_optimizers,
+    check_resumable,
+    check_strategy,
+    check_watch,
+)
+from lightning_unlearn.callbacks.recording_layout import has_own_samples, held_parts, layout_of
+from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_weights
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
 from lightning_unlearn.callbacks.run_origin import recorded_settings
+from lightning_unlearn.callbacks.shard_reductions import GroupReductions
 from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
@@ -25,6 +34,7 @@ from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.types import RecordingSettings, SampleId, ValueDtype
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded
 
 __all__ = ["DeltaRecorder"]
 
@@ -200,29 +210,25 @@ class DeltaRecorder(Callback):
         module = getattr(pl_module, "recorded_module", pl_module)
         check_watch(self._watch, self._identity.known_ids)
         check_optimizers(trainer.optimizers)
-        self._settings = self._settle(trainer, module)
+        weights = recorded_weights(module)
+        check_dtypes(weights.parameters, weights.trainable)
+        check_anchors(self._anchor_every, is_sharded(module))
+        self._settings = self._settle(trainer, weights)
         away = any(parameter.device.type != "cpu" for parameter in module.parameters())
         background = True if away and self._background == "auto" else self._background
-        capture = DeltaCapture(
-            module,
-            self._settings,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            seed=self._seed,
-            share=background is not True,
+        layout = layout_of(
+            held_parts(module, weights),
+            trainer.global_rank,
+            trainer.world_size,
+            sharded=is_sharded(module) and trainer.world_size > 1,
+            one_place=self._settings.scope == "global",
         )
-        complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
-        if not all(complete):
-            warn(
-                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
-                "they learned cannot be forgotten by subtraction.",
-                UnlearningWarning,
-                stacklevel=2,
-            )
         session = RecordingSession.open(
             trainer,
             module,
             self._url,
+            weights=weights,
+            pieces=layout.pieces,
             settings=self._settings,
             data=self._identity.fingerprint,
             optimizers=trainer.optimizers,
@@ -231,9 +237,39 @@ class DeltaRecorder(Callback):
             size_budget=self._size_budget,
             background=background,
         )
+        try:
+            capture = DeltaCapture(
+                module,
+                self._settings,
+                rank=trainer.global_rank,
+                seed=self._seed,
+                share=background is not True,
+                layout=layout,
+                names=list(weights.parameters),
+                first_piece=session.first_piece,
+                reductions=GroupReductions(trainer.strategy.root_device),
+            )
+            complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
+        except BaseException:
+            session.writer.abandon()
+            raise
+        if not all(complete):
+            warn(
+                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
+                "they learned cannot be forgotten by subtraction.",
+                UnlearningWarning,
+                stacklevel=2,
+            )
         self._saved = {}
         self._recording = StepRecording(
-            trainer, module, capture, session, self._identity, watch=self._watch, anchor_every=self._anchor_every
+            trainer,
+            module,
+            capture,
+            session,
+            self._identity,
+            watch=self._watch,
+            anchor_every=self._anchor_every,
+            own_samples=has_own_samples(trainer.strategy),
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -276,12 +312,12 @@ class DeltaRecorder(Callback):
         if stage == "fit":
             self._uninstall()
 
-    def _settle(self, trainer: Trainer, module: Any) -> RecordingSettings:
+    def _settle(self, trainer: Trainer, weights: WholeWeights) -> RecordingSettings:
         if not self._requested.is_open:
             return self._requested.base
-        share = trainable_share(module)
+        share = trainable_share(weights.parameters, weights.trainable)
         settings = self._requested.resolve(
-            share, on_rank_zero(trainer.strategy, lambda: recorded_settings(self._url, module))
+            share, on_rank_zero(trainer.strategy, lambda: recorded_settings(self._url, weights))
         )
         rank_zero_info(
             f"DeltaRecorder keeps {settings.keep:.0%} of each layer as {settings.value_dtype}: {share:.1%} of the "

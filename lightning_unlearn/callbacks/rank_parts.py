@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning import Trainer
@@ -16,6 +17,7 @@ from lightning_unlearn.store.joined_writer import JoinedWriter
 from lightning_unlearn.store.joining import record_checksums
 from lightning_unlearn.store.parts import open_here
 from lightning_unlearn.store.writer import Background, StoreWriter
+from lightning_unlearn.types import LayerPiece
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import gather, on_every_rank, on_rank_zero
 
@@ -58,6 +60,7 @@ def open_parts(
     url: str | os.PathLike[str],
     n_steps: int,
     *,
+    pieces: Sequence[LayerPiece],
     size_budget: int | None,
     background: Background,
 ) -> RankParts:
@@ -70,6 +73,7 @@ def open_parts(
         trainer: The Trainer that is about to train.
         url: Where the store is; the same on every rank.
         n_steps: How many recorded steps come before those of the run.
+        pieces: What layers are cut into, as the store that rank 0 opened numbers it.
         size_budget: Bound on the bytes of deltas of this rank.
         background: What threads do, see `StoreWriter`.
 
@@ -87,7 +91,7 @@ def open_parts(
         if trainer.world_size == 1 < store.world_size:
             opened.append(JoinedWriter(store, size_budget=size_budget, background=background))
         else:
-            opened.append(store.writer(rank, size_budget=size_budget, background=background))
+            opened.append(store.writer(rank, size_budget=size_budget, background=background, pieces=pieces))
         return store
 
     try:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
@@ -16,7 +24,9 @@ from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = [
     "NEW_STORE",
+    "check_anchors",
     "check_data",
+    "check_dtypes",
     "check_optimizers",
     "check_recording",
     "check_resumable",
@@ -29,19 +39,43 @@ NEW_STORE = "Record into a new directory."
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse strategies under which a process does not see all weights, or not the same ones as the others.
+    """Refuse strategies under which it is not known which process has which weights.
 
     Raises:
-        UnsupportedStrategyError: neither a single device nor DDP, or DDP that averages models now and then.
+        UnsupportedStrategyError: neither a single device nor DDP nor FSDP, or DDP that averages models now and then.
     """
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
-        rule = "a single device or DDP, where every process has all weights"
-        remedy = "Train with strategy='ddp', or without the recorder."
+    known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
+    if not known or isinstance(strategy, DeepSpeedStrategy):
+        rule = "a single device, DDP, FSDP or ModelParallelStrategy"
+        remedy = "Train with strategy='ddp', 'fsdp' or ModelParallelStrategy, or without the recorder."
         raise UnsupportedStrategyError(expected("strategy", rule, type(strategy).__name__, remedy))
     if getattr(strategy, "_model_averaging_period", None) is not None:
         remedy = "Every process must hold the same weights after every step."
         got = "model_averaging_period"
         raise UnsupportedStrategyError(expected("strategy", "DDP without averaging of models", got, remedy))
+
+
+def check_anchors(anchor_every: int | None, sharded: bool) -> None:
+    """Refuse anchors of a sharded training, whose optimizer states are in pieces.
+
+    Raises:
+        UnsupportedStrategyError: both are given.
+    """
+    if anchor_every is not None and sharded:
+        rule, remedy = "None where parameters are sharded", "Use the Trainer's own (distributed) checkpoints instead."
+        raise UnsupportedStrategyError(expected("anchor_every", rule, anchor_every, remedy))
+
+
+def check_dtypes(parameters: Mapping[str, Tensor], trainable: Collection[str]) -> None:
+    """Refuse parameters whose changes cannot be ordered by magnitude.
+
+    Raises:
+        UnsupportedStrategyError: a parameter that is trained is not real floating-point.
+    """
+    for name in parameters:
+        if name in trainable and not parameters[name].is_floating_point():
+            got = f"{parameters[name].dtype} ({name})"
+            raise UnsupportedStrategyError(expected("parameters", "real floating-point numbers", got))
 
 
 def check_resumable(foreign: bool) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
@@ -18,17 +18,14 @@ from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.store.writer import Background
-from lightning_unlearn.types import DataFingerprint, ModelState, RecordingSettings
+from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
-from lightning_unlearn.utilities.parameters import (
-    parameter_distance,
-    parameter_norm,
-    weights_digest,
-)
+from lightning_unlearn.utilities.parameters import change_norm, float_buffers, tensors_digest, tensors_distance
 from lightning_unlearn.utilities.rng import capture_rng
+from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters, whole_tensors
 
-__all__ = ["RecordingSession"]
+__all__ = ["RecordingSession", "recorded_parameters", "recorded_weights"]
 
 _PATIENCE = 5.0
 """Seconds that rank 0 waits for the steps of ranks that it cannot talk to any more."""
@@ -44,12 +41,27 @@ def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
     return (*ranges, (start, stop))
 
 
+def recorded_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters by the names that are recorded: of a sharded module those without what wrappers put into them."""
+    return dict(named_parameters(module) if is_sharded(module) else module.named_parameters())
+
+
+def recorded_weights(module: nn.Module) -> WholeWeights:
+    """All weights, whole; of a sharded module they are gathered, and only rank 0 gets more than names and shapes."""
+    if is_sharded(module):
+        return whole_tensors(module, everywhere=False)
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    trainable = frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return WholeWeights(parameters, float_buffers(module), {}, trainable)
+
+
 class RecordingSession:
     """A store opened for one run, on every rank; made by `RecordingSession.open`.
 
     Attributes:
         store: The store, or this node's part of it where its ranks do not see what rank 0 writes to.
         writer: This rank's writer.
+        first_piece: Number of the first piece of the run's layout.
     """
 
     def __init__(
@@ -63,12 +75,15 @@ class RecordingSession:
         self.store = parts.store
         self.writer = parts.writer
         self._elsewhere = parts.elsewhere
+        self.first_piece = origin.first_piece
         self._trainer = trainer
+        self._module = module
+        self._sharded = is_sharded(module)
         self._origin = origin
         self._last: tuple[str, int] | None = None
         self._left_out = {
             id(parameter): name
-            for name, parameter in module.named_parameters()
+            for name, parameter in recorded_parameters(module).items()
             if name in self.store.frozen and name not in known
         }
 
@@ -79,6 +94,8 @@ class RecordingSession:
         module: nn.Module,
         url: str | os.PathLike[str],
         *,
+        weights: WholeWeights,
+        pieces: Sequence[LayerPiece] = (),
         settings: RecordingSettings,
         data: DataFingerprint,
         optimizers: Sequence[Optimizer],
@@ -93,6 +110,8 @@ class RecordingSession:
             trainer: The Trainer that is about to train.
             module: The module that is recorded.
             url: Where the store is.
+            weights: Its weights (`recorded_weights`).
+            pieces: What the layers are cut into.
             settings: How to record.
             data: What the loaders deliver.
             optimizers: The Trainer's optimizers.
@@ -106,11 +125,14 @@ class RecordingSession:
         """
         world_size = trainer.world_size
         infos = tuple(map(describe_optimizer, optimizers))
-        origin = on_rank_zero(
-            trainer.strategy, partial(open_or_create, url, module, settings, data, world_size=world_size, resume=resume)
+        begin = partial(
+            open_or_create, url, weights, settings, data, world_size=world_size, resume=resume, pieces=pieces
         )
+        origin = on_rank_zero(trainer.strategy, begin)
         budget = None if size_budget is None else size_budget // world_size
-        parts = open_parts(trainer, url, origin.n_steps, size_budget=budget, background=background)
+        parts = open_parts(
+            trainer, url, origin.n_steps, pieces=origin.pieces, size_budget=budget, background=background
+        )
         store, writer = parts.store, parts.writer
         try:
             # Not before the writers are there: a recording that is under way keeps what is known of it.
@@ -120,8 +142,8 @@ class RecordingSession:
                 # Steps after the checkpoint belong to a branch of the training that no weights continue.
                 writer.truncate(origin.n_steps)
             trainer.strategy.barrier("lightning_unlearn_truncate")
-            begin = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
-            on_rank_zero(trainer.strategy, begin)
+            enter = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
+            on_rank_zero(trainer.strategy, enter)
             known = on_rank_zero(trainer.strategy, lambda: set(store.initial_weights()) if store.frozen else set())
             return cls(trainer, module, parts, origin, known)
         except BaseException:
@@ -140,21 +162,36 @@ class RecordingSession:
             self._left_out[id(parameter)]: parameter
             for group in optimizer.param_groups
             for parameter in group["params"]
-            if id(parameter) in self._left_out and (parameter.requires_grad or parameter.grad is not None)
+            if id(parameter) in self._left_out
+            # Under sharding a process may have a gradient and another none, and all must come to the same answer.
+            and (parameter.requires_grad or (parameter.grad is not None and not self._sharded))
         }
         if found:
-            self.store.check_unchanged(found)
-            if self._trainer.is_global_zero:
-                self.store.add_initial(found)
+            weights = recorded_weights(self._module).parameters
+            initial = {name: weights[name] for name in found}
+            if self._sharded:
+                on_rank_zero(self._trainer.strategy, lambda: self.store.add_initial(initial))
+            else:
+                self.store.check_unchanged(initial)  # on every rank, so that what is found stops all of them
+                if self._trainer.is_global_zero:
+                    self.store.add_initial(initial)
             self._left_out = {key: name for key, name in self._left_out.items() if name not in found}
 
-    def moved(self, module: nn.Module) -> list[str]:
+    def weights(self, *, collective: bool = True) -> WholeWeights | None:
+        """The weights as they are, whole; of a sharded module on rank 0, and on no rank unless all of them ask."""
+        return recorded_weights(self._module) if collective or not self._sharded else None
+
+    def moved(self, weights: WholeWeights | None) -> list[str]:
         """Names of parameters that were frozen as the recording began, still are, and have changed all the same.
 
         Adapters that are merged into the base model for validation, and taken out again, leave it rounded.
+
+        Args:
+            weights: What `weights` returned; where a rank has none, another one looks.
         """
-        parameters = dict(module.named_parameters())
-        return self.store.changed_since_start({name: parameters[name] for name in self._left_out.values()})
+        if weights is None or (self._sharded and not self._trainer.is_global_zero):
+            return []
+        return self.store.changed_since_start({name: weights.parameters[name] for name in self._left_out.values()})
 
     def anchor(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Keep the state of the training as it is after the last appended step.
@@ -172,11 +209,11 @@ class RecordingSession:
         weights = {name: tensor.detach() for name, tensor in tensors.items() if name not in left_out}
         self.writer.anchor(weights, [optimizer.state_dict() for optimizer in optimizers], capture_rng())
 
-    def state(self, module: nn.Module, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
+    def state(self, weights: WholeWeights | None, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
 
         Args:
-            module: The module that is recorded, as it is after the last appended step.
+            weights: Those after the last appended step; without any they are not made known.
             drifted: Whether something other than an optimizer changed this rank's layers since that step.
             collective: Whether all ranks do this together; rank 0 then waits until the others have published. Alone
                 among several (after an error) it looks for their steps in the store for a few seconds, and does not
@@ -199,13 +236,13 @@ class RecordingSession:
             together = self._all_published(n_steps)
         ranges = _with_range(self._origin.ranges, self._origin.n_steps, n_steps)
         digest = ""
-        if self._trainer.is_global_zero:
-            digest = weights_digest(module)
+        if self._trainer.is_global_zero and weights is not None:
+            digest = tensors_digest(weights.parameters)
             # Steps that change no weight (a learning rate of zero) are in the weights as well, or they would pass for
             # those of a run that was given up.
             if together and (digest, n_steps) != self._last:
-                travel = parameter_distance(module, self.store.initial_weights())
-                norm = parameter_norm(module)
+                travel = tensors_distance(weights.parameters, self.store.initial_weights())
+                norm = change_norm(weights.parameters)
                 state = ModelState(digest, ranges, self._origin.edits, travel, norm, drifted)
                 self.store.add_state(state, self._elsewhere)
                 self._last = (digest, n_steps)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import nn
+from torch import Tensor
 
 from lightning_unlearn.types import RecordingSettings, ValueDtype
 from lightning_unlearn.utilities.checks import check_fraction, expected
@@ -41,16 +41,15 @@ def keep_settings(keep: float | Mapping[str, float], scope: str) -> tuple[float,
     return overrides.pop("*", DEFAULT_KEEP), overrides
 
 
-def trainable_share(module: nn.Module) -> float:
-    """Share of the module's parameters that require gradients, by number of entries; 1.0 for a module without any.
+def trainable_share(parameters: Mapping[str, Tensor], trainable: Collection[str]) -> float:
+    """Share of the parameters that require gradients, by number of entries; 1.0 where there are none.
 
-    >>> adapted = nn.Sequential(nn.Linear(9, 9).requires_grad_(False), nn.Linear(9, 1))
-    >>> trainable_share(adapted)
+    >>> import torch
+    >>> trainable_share({"base": torch.ones(9), "head": torch.ones(1)}, {"head"})
     0.1
     """
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    total = sum(size for size, _ in sizes)
-    return sum(size for size, trainable in sizes if trainable) / total if total else 1.0
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return sum(parameters[name].numel() for name in trainable) / total if total else 1.0
 
 
 @dataclass(frozen=True, slots=True)

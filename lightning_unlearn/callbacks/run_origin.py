@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording
 from lightning_unlearn.callbacks.recording_settings import FEW_TRAINABLE, trainable_share
 from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
-from lightning_unlearn.types import DataFingerprint, RecordingSettings
+from lightning_unlearn.types import DataFingerprint, LayerPiece, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.parameters import float_buffers, model_signature, weights_digest
+from lightning_unlearn.utilities.parameters import signature_of, tensors_digest
+from lightning_unlearn.utilities.whole_weights import WholeWeights
 
 __all__ = ["RunOrigin", "open_or_create", "recorded_settings"]
 
@@ -28,31 +29,37 @@ class RunOrigin:
         n_steps: How many recorded steps come before those of the run.
         ranges: Half-open ranges of the recorded steps that are in the weights.
         edits: Entries of the ledger that the weights rest on.
+        pieces: The store's list of pieces, with those of this run.
+        first_piece: Number of the first piece of this run.
     """
 
     n_steps: int
     ranges: tuple[tuple[int, int], ...]
     edits: tuple[str, ...]
+    pieces: tuple[LayerPiece, ...] = ()
+    first_piece: int = 0
 
 
 def open_or_create(
     url: str | os.PathLike[str],
-    module: nn.Module,
+    weights: WholeWeights,
     settings: RecordingSettings,
     data: DataFingerprint,
     *,
     world_size: int,
     resume: Mapping[str, Any] | None,
+    pieces: Sequence[LayerPiece] = (),
 ) -> RunOrigin:
     """Where a run stands in the store at `url`; an empty one that an earlier run left is replaced.
 
     Args:
         url: Where the store is.
-        module: The module that is about to be trained.
+        weights: Those of the module that is about to be trained, whole.
         settings: How to record.
         data: What the loaders deliver.
         world_size: Number of ranks.
         resume: `RecordingSession.state()` of the checkpoint that is being resumed.
+        pieces: What the layers are cut into.
 
     Raises:
         StoreMismatchError: the store is of another model, other data, other settings or another run.
@@ -63,44 +70,47 @@ def open_or_create(
             remedy = "Point the recorder to that store, or train from the start."
             raise StoreMismatchError(expected("ckpt_path", "a checkpoint of this recording", got, remedy))
         # `create` copies what it is given.
-        initial, frozen = _initial_weights(module)
-        DeltaStore.create(
+        initial, frozen = _initial_weights(weights)
+        store = DeltaStore.create(
             url,
-            signature=model_signature(module),
+            signature=signature_of(weights.parameters, weights.buffers),
             settings=settings,
             data=data,
             initial=initial,
             frozen=frozen,
             world_size=world_size,
         )
-        return RunOrigin(0, (), ())
+        return _with_pieces(store, RunOrigin(0, (), ()), pieces)
     store = DeltaStore.open(url, check=False)
-    if resume is None and _is_left_over(store, module):
+    if resume is None and _is_left_over(store, weights):
         store.discard_empty()
-        return open_or_create(url, module, settings, data, world_size=world_size, resume=None)
+        return open_or_create(url, weights, settings, data, world_size=world_size, resume=None, pieces=pieces)
     store.refresh()
-    store.check_model(module)
+    store.check_signature(signature_of(weights.parameters, weights.buffers))
     check_recording(store, settings, data, world_size)
-    origin = _continued(store, module) if resume is None else _resumed(store, module, resume)
+    origin = _continued(store, weights) if resume is None else _resumed(store, weights, resume)
     store.lineage.truncated(origin.n_steps)  # refuses what rests on dropped steps, before anything is written
-    return origin
+    return _with_pieces(store, origin, pieces)
 
 
-def _initial_weights(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _with_pieces(store: DeltaStore, origin: RunOrigin, pieces: Sequence[LayerPiece]) -> RunOrigin:
+    first = store.add_pieces(pieces) if pieces else 0
+    return replace(origin, pieces=store.pieces, first_piece=first)
+
+
+def _initial_weights(weights: WholeWeights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters and float buffers whose values are stored, and parameters of which a digest is enough.
 
     Where few parameters are trained (adapters on a large model), the others would be most of the store, and are there
     anyhow as the base model.
     """
-    tensors = {**dict(module.named_parameters()), **float_buffers(module)}
-    few = trainable_share(module) < FEW_TRAINABLE
-    frozen: dict[str, Tensor] = {
-        name: parameter for name, parameter in module.named_parameters() if few and not parameter.requires_grad
-    }
+    few = trainable_share(weights.parameters, weights.trainable) < FEW_TRAINABLE
+    frozen = {name: one for name, one in weights.parameters.items() if few and name not in weights.trainable}
+    tensors = {**weights.parameters, **weights.buffers}
     return {name: tensor for name, tensor in tensors.items() if name not in frozen}, frozen
 
 
-def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> RecordingSettings | None:
+def recorded_settings(url: str | os.PathLike[str], weights: WholeWeights) -> RecordingSettings | None:
     """Settings of the store that a run with these weights would continue, `None` where it begins one.
 
     Raises:
@@ -109,15 +119,15 @@ def recorded_settings(url: str | os.PathLike[str], module: nn.Module) -> Recordi
     if not DeltaStore.exists(url):
         return None
     store = DeltaStore.open(url, check=False)
-    return None if _is_left_over(store, module) else store.settings
+    return None if _is_left_over(store, weights) else store.settings
 
 
-def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) -> RunOrigin:
+def _resumed(store: DeltaStore, weights: WholeWeights, resume: Mapping[str, Any]) -> RunOrigin:
     if resume["store_id"] != store.store_id:
         rule = f"a checkpoint of store {store.store_id}"
         remedy = "Point the recorder to the store that the checkpoint was recorded into."
         raise StoreMismatchError(expected("ckpt_path", rule, f"one of store {resume['store_id']}", remedy))
-    digest = weights_digest(module)
+    digest = tensors_digest(weights.parameters)
     if digest != resume["digest"]:
         rule = "a checkpoint whose weights are those that were recorded"
         raise StoreMismatchError(expected("ckpt_path", rule, "changed weights", NEW_STORE))
@@ -125,15 +135,15 @@ def _resumed(store: DeltaStore, module: nn.Module, resume: Mapping[str, Any]) ->
     return RunOrigin(int(resume["n_steps"]), ranges, tuple(resume["edits"]))
 
 
-def _is_left_over(store: DeltaStore, module: nn.Module) -> bool:
+def _is_left_over(store: DeltaStore, weights: WholeWeights) -> bool:
     """Whether the store is what a run left that failed before its first step, from other initial weights."""
     # Without locks nobody can tell a failed run from one that is about to publish its first steps.
     nothing = store.files.is_local and store.is_blank
-    return nothing and (store.is_part or store.state_of(weights_digest(module)) is None)
+    return nothing and (store.is_part or store.state_of(tensors_digest(weights.parameters)) is None)
 
 
-def _continued(store: DeltaStore, module: nn.Module) -> RunOrigin:
-    state = store.state_of(weights_digest(module))
+def _continued(store: DeltaStore, weights: WholeWeights) -> RunOrigin:
+    state = store.state_of(tensors_digest(weights.parameters))
     if state is None:
         rule = "weights that the store knows"
         remedy = (

@@ -43,6 +43,7 @@ class StepRecording:
         identity: Who was in the batches.
         watch: Ids whose steps are stored with their delta; `None` for all steps.
         anchor_every: After how many recorded steps the whole state of the training is kept; `None` for never.
+        own_samples: Whether the samples of this process are to be recorded, or another one records the same.
 
     Attributes:
         saved: `RecordingSession.state` as of the last `save_state`; empty after a step could not be recorded.
@@ -58,6 +59,7 @@ class StepRecording:
         *,
         watch: Collection[SampleId] | None,
         anchor_every: int | None = None,
+        own_samples: bool = True,
     ) -> None:
         self.saved: dict[str, Any] = {}
         self._trainer = trainer
@@ -67,6 +69,7 @@ class StepRecording:
         self._identity = identity
         self._watch = None if watch is None else frozenset(watch)
         self._anchor_every = anchor_every
+        self._own_samples = own_samples
         self._pending = PendingIds(len(trainer.optimizers))
         self._edited_late: int | None = None
         self._taken = [0] * len(trainer.optimizers)
@@ -111,10 +114,11 @@ class StepRecording:
         if self._failed:
             self.saved = {}
             return
-        drifted = [*self._capture.drifted(), *self._moved(), *self._session.moved(self._module)]
+        weights = self._session.weights(collective=collective)
+        drifted = [*self._capture.drifted(), *self._moved(), *self._session.moved(weights)]
         self._say_edited(drifted)
         try:
-            self.saved = self._session.state(self._module, drifted=bool(drifted), collective=collective)
+            self.saved = self._session.state(weights, drifted=bool(drifted), collective=collective)
             self._say_edited(())
         except BaseException:
             self._failed, self.saved = True, {}
@@ -224,8 +228,8 @@ class StepRecording:
             edited = self._capture.skip(optimizer, step)
         self._session.writer.append(
             optimizer=number,
-            sample_ids=ids,
-            batch_size=len(ids),
+            sample_ids=ids if self._own_samples else (),
+            batch_size=len(ids) if self._own_samples else 0,
             seconds=seconds,
             deltas=None if change is None else change.deltas,
             status=StepStatus.UNWATCHED if change is None else StepStatus.STORED,

@@ -6,11 +6,12 @@ number of threads, on the grouping, or on the order in which the steps are given
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +21,18 @@ from lightning_unlearn.functional.pruning import Keep, Pruning, kept_count
 from lightning_unlearn.store.addition import Piece, add_encoded
 from lightning_unlearn.store.codec import EncodedLayer, decode_layer
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.layout import add_piece, join_pieces, with_pieces
 from lightning_unlearn.store.opening import corrupted
 from lightning_unlearn.store.reader import StepPart
 from lightning_unlearn.store.records import encoded_layers
-from lightning_unlearn.types import LayerDelta, LayerInfo
+from lightning_unlearn.types import LayerDelta, LayerInfo, LayerPiece
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 
 __all__ = ["layer_sums", "prune"]
 
 T = TypeVar("T")
+Found: TypeAlias = tuple[int, StepPart, EncodedLayer]
+"""A step, the part of it that one rank recorded, and the change of one layer, or of a piece of it, in there."""
 
 _CHUNK_BYTES = 2**26  # payload of neighbouring steps that is added together
 _CHUNK_FILES = 64  # files that a chunk keeps open
@@ -88,13 +92,11 @@ def _chunks(store: DeltaStore, steps: Sequence[int]) -> Iterator[list[tuple[int,
         yield chunk
 
 
-def _add_pruned(total: Tensor, pieces: Sequence[tuple[int, Piece]], pruning: Pruning, name: str) -> None:
-    for step, (layer, amount) in pieces:
-        delta = prune(decode_layer(layer, total.numel()), total.numel(), pruning, name, step)
-        if delta.indices is None:
-            total.add_(delta.values.double(), alpha=amount)
-        else:
-            total.index_add_(0, delta.indices, delta.values.double(), alpha=amount)
+def _add_delta(total: Tensor, delta: LayerDelta, amount: float) -> None:
+    if delta.indices is None:
+        total.add_(delta.values.double(), alpha=amount)
+    else:
+        total.index_add_(0, delta.indices, delta.values.double(), alpha=amount)
 
 
 class _Workers:
@@ -123,53 +125,93 @@ class _Group:
     """Sums of some layers, to which chunks of steps are added."""
 
     def __init__(self, store: DeltaStore, layers: set[int], amounts: Mapping[int, float], pruning: Pruning) -> None:
-        self._signature = store.signature
-        self._layers = layers
+        self._layers = store.signature.layers
+        self._pieces = store.pieces
+        self._numbered = with_pieces(store.signature, self._pieces)
+        whole = len(self._layers)
+        cut = {number for number, piece in enumerate(self._pieces, whole) if piece.layer in layers}
+        self._wanted = layers | cut
         self._amounts = amounts
         self._pruning = pruning
         self.totals: dict[int, Tensor] = {}
 
+    def _piece(self, number: int) -> LayerPiece | None:
+        """The piece of that number; `None` for a layer."""
+        return None if number < len(self._layers) else self._pieces[number - len(self._layers)]
+
+    def _layer(self, number: int) -> int:
+        piece = self._piece(number)
+        return number if piece is None else piece.layer
+
     def decode(self, step: int, part: StepPart) -> list[EncodedLayer]:
-        """The layers of this group in a part of a step."""
+        """The layers of this group, and their pieces, in a part of a step."""
         try:
-            return encoded_layers(part.step, self._signature, part.compression, self._layers)
+            return encoded_layers(part.step, self._numbered, part.compression, self._wanted)
         except ValueError as error:
             raise corrupted(part.file, [step], error) from error
 
-    def add(self, number: int, pieces: Sequence[tuple[int, StepPart, EncodedLayer]]) -> None:
+    def add(self, number: int, found: Sequence[Found]) -> None:
         """Add the changes of one layer, in the order of the steps."""
-        info, total = self._signature.layers[number], self.totals[number]
-        amounts = [(layer, self._amounts[step]) for step, _, layer in pieces]
+        info = self._layers[number]
         try:
             if self._pruning.when == "sum" or self._pruning.fraction_of(info.name) == 1.0:
-                add_encoded(total, amounts)
+                by_piece: defaultdict[int, list[Piece]] = defaultdict(list)
+                for step, _, layer in found:
+                    by_piece[layer.layer].append((layer, self._amounts[step]))
+                for piece, changes in by_piece.items():
+                    self._add(self.totals[number], self._piece(piece), changes)
             else:
-                numbered = [(step, piece) for (step, _, _), piece in zip(pieces, amounts, strict=True)]
-                _add_pruned(total, numbered, self._pruning, info.name)
+                for step, group in itertools.groupby(found, key=lambda one: one[0]):
+                    delta = prune(self._joined(info, group), info.numel, self._pruning, info.name, step)
+                    _add_delta(self.totals[number], delta, self._amounts[step])
         except ValueError as error:
-            raise corrupted(pieces[0][1].file, [step for step, _, _ in pieces], error) from error
+            raise corrupted(found[0][1].file, [step for step, _, _ in found], error) from error
+
+    @staticmethod
+    def _add(total: Tensor, piece: LayerPiece | None, changes: Sequence[Piece]) -> None:
+        if piece is None:
+            add_encoded(total, changes)
+        elif piece.is_run:
+            add_encoded(total[piece.start : piece.stop], changes)
+        else:
+            part = torch.zeros(piece.numel, dtype=torch.float64)
+            add_encoded(part, changes)
+            add_piece(total, piece, part)
+
+    def _joined(self, info: LayerInfo, found: Iterable[Found]) -> LayerDelta:
+        parts = [
+            (self._piece(layer.layer), decode_layer(layer, self._numbered.layers[layer.layer].numel))
+            for _, _, layer in found
+        ]
+        cut = [(piece, delta) for piece, delta in parts if piece is not None]
+        if cut and len(cut) < len(parts):
+            raise ValueError(f"layer {info.name} whole and in pieces")
+        return join_pieces(info, cut) if cut else parts[0][1]
 
     def results(self) -> dict[str, Tensor]:
         """Name -> finished sum, which is let go of here."""
         totals, self.totals = self.totals, {}
-        layers = self._signature.layers
         if self._pruning.when == "sum":
             for number, total in totals.items():
-                _prune_sum(total, self._pruning, layers[number].name)
-        return {layers[number].name: totals[number].reshape(layers[number].shape) for number in sorted(totals)}
+                _prune_sum(total, self._pruning, self._layers[number].name)
+        return {
+            self._layers[number].name: totals[number].reshape(self._layers[number].shape) for number in sorted(totals)
+        }
 
     def start(self, chunk: Sequence[tuple[int, StepPart]], workers: _Workers) -> Callable[[], object]:
         """Begin to add a chunk; what is returned waits for the end."""
         steps, parts = zip(*chunk, strict=True)
-        of_layer: defaultdict[int, list[tuple[int, StepPart, EncodedLayer]]] = defaultdict(list)
+        of_layer: defaultdict[int, list[Found]] = defaultdict(list)
+        seen: set[tuple[int, int]] = set()
         for step, part, layers in zip(steps, parts, workers.start(self.decode, steps, parts)(), strict=True):
             for layer in layers:
-                if of_layer[layer.layer] and of_layer[layer.layer][-1][0] == step:
+                if (step, layer.layer) in seen:
                     raise corrupted(part.file, [step], f"layer {layer.layer} twice")
-                of_layer[layer.layer].append((step, part, layer))
+                seen.add((step, layer.layer))
+                of_layer[self._layer(layer.layer)].append((step, part, layer))
         for number in of_layer:
             if number not in self.totals:
-                self.totals[number] = torch.zeros(self._signature.layers[number].numel, dtype=torch.float64)
+                self.totals[number] = torch.zeros(self._layers[number].numel, dtype=torch.float64)
         largest_first = sorted(of_layer, key=lambda number: -sum(layer.kept for _, _, layer in of_layer[number]))
         return workers.start(self.add, largest_first, [of_layer[number] for number in largest_first])
 

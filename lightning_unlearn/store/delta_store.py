@@ -16,12 +16,14 @@ from lightning_unlearn.store.commits import rank_directory
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_document
 from lightning_unlearn.store.joining import Joined, join_parts
+from lightning_unlearn.store.layout import pieces_to_dict, with_pieces
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
 from lightning_unlearn.store.upkeep import StoreUpkeep
 from lightning_unlearn.store.view import STORE
 from lightning_unlearn.store.writer import SEGMENT_BYTES, Background, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,
+    LayerPiece,
     ModelSignature,
     ModelState,
     OptimizerInfo,
@@ -147,6 +149,25 @@ class DeltaStore(StoreUpkeep):
             return False
         return self.is_part or not (self.lineage.n_steps or self.lineage.entries)
 
+    def add_pieces(self, pieces: Sequence[LayerPiece]) -> int:
+        """Add the pieces that the layers of a run are cut into; call it before the run's first step.
+
+        Pieces that another run added together in the same order are there already.
+
+        Returns:
+            The number of the first piece; the others follow.
+        """
+        first, data = len(self.signature.layers), to_document("layout", pieces_to_dict(pieces))
+        digest = digest_of(data)
+        for name, known in self.lineage.layouts:
+            if known == digest:
+                return first
+            first += len(self._read_layout(name, known))
+        added = (f"layout-{digest[:12]}.json", digest)
+        self._files.publish(added[0], data)
+        self.update_lineage(lambda lineage: replace(lineage, layouts=(*lineage.layouts, added)))
+        return first
+
     def discard_empty(self) -> None:
         """Remove a store, or the part of one, in which nothing was ever recorded, so that another can take its place.
 
@@ -160,9 +181,12 @@ class DeltaStore(StoreUpkeep):
             self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
         folders = [rank_directory(rank) for rank in range(self.world_size)]
         ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
-        initial = [] if self.is_part else [self.initial_file, *(name for name, _ in self.lineage.initial)]
+        documents: list[str] = []
+        if not self.is_part:
+            added = (name for name, _ in (*self.lineage.initial, *self.lineage.layouts))
+            documents = [self.initial_file, *added, self.lineage_file]
         # The document that makes it a store goes first: what is left by an interruption is not taken for one.
-        for name in (STORE, *initial, *([] if self.is_part else [self.lineage_file]), *ranks):
+        for name in (STORE, *documents, *ranks):
             if self.files.exists(name):
                 self.files.delete(name)
 
@@ -205,8 +229,9 @@ class DeltaStore(StoreUpkeep):
         segment_bytes: int = SEGMENT_BYTES,
         size_budget: int | None = None,
         background: Background = "auto",
+        pieces: Sequence[LayerPiece] | None = None,
     ) -> StoreWriter:
-        """Open one rank's part for writing; see `StoreWriter`.
+        """Open one rank's part for writing; see `StoreWriter`, and for `pieces` the property of that name.
 
         Raises:
             StoreMismatchError: another writer has it, the store has no such rank, or it is of an older format version.
@@ -218,10 +243,11 @@ class DeltaStore(StoreUpkeep):
             raise StoreMismatchError(expected("store", rule, f"version {self.version}", remedy))
         if not 0 <= rank < self.world_size:
             raise StoreMismatchError(expected("rank", f"below the store's world size {self.world_size}", rank))
+        known = () if self.is_part else self.pieces
         return StoreWriter(
             self._files,
             self.store_id,
-            self.signature,
+            with_pieces(self.signature, known if pieces is None else pieces),
             self.settings,
             rank=rank,
             segment_bytes=segment_bytes,

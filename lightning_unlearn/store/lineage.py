@@ -83,6 +83,7 @@ class Lineage:
         entries: Subtractions.
         key_check: Tells whether a key is the one the ids were hashed with; `None` before the first entry.
         initial: Files with initial values that were added later, and their digests.
+        layouts: Files with the pieces that layers were recorded in, and their digests; pieces are numbered through.
     """
 
     runs: tuple[Run, ...] = ()
@@ -90,6 +91,7 @@ class Lineage:
     entries: tuple[LedgerEntry, ...] = ()
     key_check: str | None = field(default=None)
     initial: tuple[tuple[str, str], ...] = ()
+    layouts: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -220,6 +222,7 @@ def lineage_from_dict(body: Mapping[str, Any]) -> Lineage:
         entries=tuple(_entry(entry) for entry in body["entries"]),
         key_check=body["key_check"],
         initial=tuple((name, digest) for name, digest in body.get("initial", ())),
+        layouts=tuple((name, digest) for name, digest in body.get("layouts", ())),
     )
 
 

@@ -12,10 +12,11 @@ from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError,
 from lightning_unlearn.store.commits import Commit, rank_directory, read_commit
 from lightning_unlearn.store.compression import Compression
 from lightning_unlearn.store.index import StepIndex
+from lightning_unlearn.store.layout import join_pieces, with_pieces
 from lightning_unlearn.store.opening import Views, corrupted, load_segment
 from lightning_unlearn.store.records import EncodedStep, decode_step
 from lightning_unlearn.store.segment_reader import Segment
-from lightning_unlearn.types import LayerDelta, ModelSignature, SampleId, StepRecord, StepStatus
+from lightning_unlearn.types import LayerDelta, LayerPiece, ModelSignature, SampleId, StepRecord, StepStatus
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
@@ -172,24 +173,41 @@ class StoreReader:
             raise MissingDeltaError(expected("step", "one whose delta is stored", f"{step} ({status.name})", remedy))
         return [self._part(rank, segment, step, payload=True) for rank, segment in segments]
 
-    def read(self, step: int) -> dict[str, LayerDelta]:
+    def read(self, step: int, pieces: Sequence[LayerPiece] = ()) -> dict[str, LayerDelta]:
         """The delta of a step, by name of the layer, in the order of the signature.
+
+        Args:
+            step: The step.
+            pieces: The store's list of pieces, not older than this view.
 
         Raises:
             MissingDeltaError: there is no such step, or it has no delta.
             StoreCorruptedError: it is damaged.
         """
+        layers = self._signature.layers
+        numbered, parts = with_pieces(self._signature, pieces), self.parts(step)
         deltas: dict[int, LayerDelta] = {}
-        for part in self.parts(step):
+        for part in parts:
             try:
-                layers = decode_step(part.step, self._signature, part.compression)
-                twice = [layer.layer for layer in layers if layer.layer in deltas]
+                found = decode_step(part.step, numbered, part.compression)
+                twice = [delta.layer for delta in found if delta.layer in deltas]
                 if twice:
                     raise ValueError(f"layer {twice[0]} twice")
             except ValueError as error:
                 raise corrupted(part.file, [step], error) from error
-            deltas.update((layer.layer, layer) for layer in layers)
-        return {self._signature.layers[layer].name: deltas[layer] for layer in sorted(deltas)}
+            deltas.update((delta.layer, delta) for delta in found)
+        cut: dict[int, list[tuple[LayerPiece, LayerDelta]]] = {}
+        for number in sorted(number for number in deltas if number >= len(layers)):
+            piece = pieces[number - len(layers)]
+            cut.setdefault(piece.layer, []).append((piece, deltas.pop(number)))
+        for number, several in cut.items():
+            try:
+                if number in deltas:
+                    raise ValueError(f"layer {number} whole and in pieces")
+                deltas[number] = join_pieces(layers[number], several)
+            except ValueError as error:
+                raise corrupted(parts[-1].file, [step], error) from error
+        return {layers[number].name: deltas[number] for number in sorted(deltas)}
 
     def distinct_ids(self) -> set[SampleId]:
         """Every id on disk, those of steps that not every rank has committed included.

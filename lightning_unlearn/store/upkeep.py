@@ -130,10 +130,12 @@ class StoreUpkeep(StoreView):
 
         if self.is_part:
             return {}
-        files = {self.initial_file: self._initial_digest}
+        files, layouts = {self.initial_file: self._initial_digest}, dict[str, str]()
         try:
             files.update(lineage().initial)
+            layouts.update(lineage().layouts)
         except LightningUnlearnError:  # which is reported as the lineage's own damage
             self._lineage = None
         initial = {name: partial(self._read_initial, name, digest) for name, digest in files.items()}
-        return {self.lineage_file: lineage, **initial}
+        cut = {name: partial(self._read_layout, name, digest) for name, digest in layouts.items()}
+        return {self.lineage_file: lineage, **initial, **cut}

@@ -9,35 +9,27 @@ import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from lightning_unlearn.exceptions import MissingDeltaError, StoreCorruptedError, StoreMismatchError
-from lightning_unlearn.store.documents import digest_of, document_version, from_document
+from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.store.documents import digest_of
 from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
-from lightning_unlearn.store.lineage import Lineage, lineage_from_dict
 from lightning_unlearn.store.maintenance import total_bytes
 from lightning_unlearn.store.opening import corrupted
-from lightning_unlearn.store.reader import StoreReader
+from lightning_unlearn.store.place import INITIAL, LINEAGE, STORE, StorePlace
 from lightning_unlearn.store.records import check_ids
 from lightning_unlearn.types import (
-    DataFingerprint,
     LayerDelta,
-    LayerInfo,
     ModelSignature,
     ModelState,
-    RecordingSettings,
     SampleId,
     StepRecord,
     StepStatus,
 )
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.file_views import DAMAGE
-from lightning_unlearn.utilities.files import Files
 from lightning_unlearn.utilities.parameters import model_signature, tensors_digest
 
 __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
-
-STORE, INITIAL, LINEAGE = "store.json", "initial.safetensors", "lineage.json"
-"""Names of a store's documents; `store.json` names the other two where they are called otherwise."""
 
 
 def _median(errors: npt.NDArray[np.float32]) -> float | None:
@@ -45,138 +37,11 @@ def _median(errors: npt.NDArray[np.float32]) -> float | None:
     return float(np.median(measured)) if measured.size else None
 
 
-class StoreView:
+class StoreView(StorePlace):
     """The reading half of `DeltaStore`.
 
     Reading sees what was committed when the store was opened or last refreshed. The model is never needed.
-
-    Attributes:
-        body: What `store.json` says.
-        is_part: Whether this is what the ranks of another node than rank 0's recorded: a part, which can be written to
-            and joined, but not read as a store.
     """
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        try:
-            data = files.read(STORE)
-            body = from_document("store", f"{files.url}/{STORE}", data)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreMismatchError(
-                expected("url", "a place with a store of deltas", files.url, "Record one with `DeltaRecorder`.")
-            ) from error
-        self.version = document_version(data)
-        self.body = body
-        self.is_part: bool = body.get("part", False)
-        self.store_id: str = body["store_id"]
-        self.world_size: int = body["world_size"]
-        self.signature = ModelSignature(
-            tuple(LayerInfo(**{**layer, "shape": tuple(layer["shape"])}) for layer in body["signature"])
-        )
-        self.settings = RecordingSettings(**body["settings"])
-        self.data = DataFingerprint(**body["data"])
-        self.initial_file: str = body.get("initial_file", INITIAL)
-        self.lineage_file: str = body.get("lineage_file", LINEAGE)
-        self.frozen: dict[str, str] = dict(body.get("frozen", {}))
-        self._initial_digest: str = body["initial"]
-        self._reader: StoreReader | None = None
-        self._lineage: Lineage | None = None
-        self._complete = False
-
-    def __repr__(self) -> str:
-        return f"DeltaStore({self.url!r})"
-
-    @property
-    def url(self) -> str:
-        """Where the store is."""
-        return self._files.url
-
-    @property
-    def files(self) -> Files:
-        """The directory behind the store."""
-        return self._files
-
-    @property
-    def reader(self) -> StoreReader:
-        """The view of all ranks' steps that was committed at the last refresh.
-
-        Raises:
-            MissingDeltaError: parts of the store, which ranks of other nodes recorded there, are not here.
-        """
-        if not self._complete:
-            self.check_complete()
-        return self.here
-
-    @property
-    def here(self) -> StoreReader:
-        """What the last refresh found in this place, whether or not parts of other nodes are missing."""
-        if self._reader is None:
-            self._reader = StoreReader(self._files, self.store_id, self.signature, self.world_size)
-        return self._reader
-
-    @property
-    def missing_ranks(self) -> tuple[int, ...]:
-        """Ranks without steps that known weights contain: they recorded on other nodes, and are to be joined."""
-        known = self.lineage.n_steps
-        # Rank 0 cannot be one of them: it made the store.
-        return tuple(rank for rank, commit in enumerate(self.here.commits) if rank and commit.n_steps < known)
-
-    def check_complete(self) -> None:
-        """Check that every rank's steps are here.
-
-        Raises:
-            MissingDeltaError: some recorded theirs on another node, and were not joined yet.
-        """
-        missing = self.missing_ranks
-        if missing:
-            self.refresh()  # a writer that goes on may have changed one document between the readings of both
-            missing = self.missing_ranks
-        if missing:
-            rule = f"whole, with {self.lineage.n_steps} steps of each of its {self.world_size} ranks"
-            remedy = f"Join them from the nodes that recorded them: `lightning-unlearn store join {self.url} PART ...`."
-            got = f"no part of rank {', '.join(map(str, missing))}"
-            raise MissingDeltaError(expected("store", rule, got, remedy))
-        self._complete = True
-
-    @property
-    def n_steps(self) -> int:
-        """Number of recorded steps that every rank has committed."""
-        return self.reader.n_steps
-
-    @property
-    def lineage(self) -> Lineage:
-        """Runs, known states and edits."""
-        if self._lineage is None and self.is_part:
-            remedy = "Join it: `lightning-unlearn store join URL PART`, where URL is what rank 0 recorded into."
-            got = f"the part of store {self.store_id} at {self.url} that ranks of another node than rank 0's recorded"
-            raise StoreMismatchError(expected("url", "a whole store", got, remedy))
-        if self._lineage is None:
-            name = f"{self.url}/{self.lineage_file}"
-            try:
-                body = from_document("lineage", name, self._files.read(self.lineage_file))
-            except FileNotFoundError as error:
-                raise StoreCorruptedError(expected(name, "there", "no such file", "Restore it from a copy.")) from error
-            if body["store_id"] != self.store_id:
-                remedy = "Do not mix stores: restore it from a copy."
-                raise StoreMismatchError(expected(name, f"of store {self.store_id}", body["store_id"], remedy))
-            self._lineage = lineage_from_dict(body)
-        return self._lineage
-
-    @property
-    def tip(self) -> ModelState:
-        """The latest known state of the weights."""
-        return self.lineage.states[-1]
-
-    def refresh(self) -> None:
-        """See what was committed since.
-
-        Raises:
-            StoreCorruptedError: a document is damaged.
-        """
-        self._reader = self._lineage = None
-        self._complete = False
-        # The lineage first: steps are committed before it says that weights contain them.
-        _ = self.lineage, self.here
 
     def info(self) -> StoreInfo:
         """What the store holds; reads every head and every id, but no delta."""
@@ -213,7 +78,7 @@ class StoreView:
 
     def read(self, step: int) -> dict[str, LayerDelta]:
         """The delta of a step by layer name, merged over ranks; see `StoreReader.read`."""
-        return self.reader.read(step)
+        return self.reader.read(step, self.pieces)
 
     def steps_of(self, sample_ids: Collection[SampleId], within: Ranges | None = None) -> npt.NDArray[np.int64]:
         """Steps that saw one of the ids, ascending, int64.
@@ -324,12 +189,20 @@ class StoreView:
         Raises:
             StoreMismatchError: names or shapes differ; the message names the first differing layers.
         """
+        self.check_signature(model_signature(module))
+
+    def check_signature(self, signature: ModelSignature) -> None:
+        """`check_model` for names and shapes.
+
+        Raises:
+            StoreMismatchError: as there.
+        """
 
         def shapes(signature: ModelSignature) -> dict[str, tuple[int, ...]]:
             kinds = ("parameter", "buffer") if self.settings.buffers == "record" else ("parameter",)
             return {layer.name: layer.shape for layer in signature.layers if layer.kind in kinds}
 
-        recorded, given = shapes(self.signature), shapes(model_signature(module))
+        recorded, given = shapes(self.signature), shapes(signature)
         differing = [
             f"{name}: {recorded.get(name, 'not recorded')} in the store, {given.get(name, 'missing')} in the model"
             for name in {**recorded, **given}

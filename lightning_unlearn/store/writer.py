@@ -49,7 +49,7 @@ class StoreWriter:
     Args:
         files: The store's directory.
         store_id: The store's id.
-        signature: Names and shapes of the recorded layers.
+        signature: Names and shapes of what is recorded, layers and then pieces of them, by number.
         settings: How values are written.
         rank: The rank whose part is written.
         segment_bytes: Bound on the bytes collected before a publication.

@@ -16,7 +16,7 @@ __all__ = ["gather", "on_every_rank", "on_rank_zero", "process_rank", "share_out
 T = TypeVar("T")
 
 
-def share_out(sizes: Sequence[int], n_ranks: int) -> tuple[int, ...]:
+def share_out(sizes: Sequence[int], n_ranks: int, candidates: Sequence[Sequence[int]] | None = None) -> tuple[int, ...]:
     """Assign pieces of work to ranks: the largest first, each to the rank that has the least so far.
 
     Every rank computes the same assignment by itself. No rank gets more than its fair share plus the largest piece.
@@ -24,17 +24,21 @@ def share_out(sizes: Sequence[int], n_ranks: int) -> tuple[int, ...]:
     Args:
         sizes: Size of each piece, such as the entries of each layer.
         n_ranks: Number of ranks, at least one.
+        candidates: For each piece the ranks that can take it; all of them unless given.
 
     Returns:
         The rank of each piece.
 
     >>> share_out([10, 3, 4, 3], 2)
     (0, 1, 1, 1)
+    >>> share_out([10, 3, 4, 3], 2, [(0, 1), (0,), (0, 1), (0, 1)])
+    (0, 0, 1, 1)
     """
     loads = [0] * n_ranks
     owners = [0] * len(sizes)
     for piece in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
-        owners[piece] = min(range(n_ranks), key=lambda rank: (loads[rank], rank))
+        able = range(n_ranks) if candidates is None else candidates[piece]
+        owners[piece] = min(able, key=lambda rank: (loads[rank], rank))
         loads[owners[piece]] += sizes[piece]
     return tuple(owners)
 

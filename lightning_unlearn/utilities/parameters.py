@@ -19,7 +19,9 @@ __all__ = [
     "model_signature",
     "parameter_distance",
     "parameter_norm",
+    "signature_of",
     "tensors_digest",
+    "tensors_distance",
     "weights_digest",
 ]
 
@@ -35,13 +37,18 @@ def model_signature(module: nn.Module) -> ModelSignature:
     >>> [layer.name for layer in model_signature(nn.Linear(2, 1)).layers]
     ['weight', 'bias']
     """
+    return signature_of(dict(module.named_parameters()), float_buffers(module))
+
+
+def signature_of(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> ModelSignature:
+    """Names, shapes and dtypes of these tensors, in this order; they may be on any device, `meta` included."""
 
     def info(name: str, tensor: Tensor, buffer: bool) -> LayerInfo:
         dtype = str(tensor.dtype).removeprefix("torch.")
         return LayerInfo(name, tuple(tensor.shape), dtype, "buffer" if buffer else "parameter")
 
-    parameters = [info(name, parameter, False) for name, parameter in module.named_parameters()]
-    return ModelSignature((*parameters, *(info(name, buffer, True) for name, buffer in float_buffers(module).items())))
+    layers = [info(name, parameter, False) for name, parameter in parameters.items()]
+    return ModelSignature((*layers, *(info(name, buffer, True) for name, buffer in buffers.items())))
 
 
 def clone_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -89,9 +96,14 @@ def parameter_distance(module: nn.Module, reference: Mapping[str, Tensor]) -> fl
 
     A parameter that `reference` lacks counts as unchanged: whoever leaves it out must know that it is.
     """
+    return tensors_distance(dict(module.named_parameters()), reference)
+
+
+def tensors_distance(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """L2 distance of tensors to those of the same name, accumulated in float64; see `parameter_distance`."""
     return _l2(
-        parameter.detach().double() - reference[name].to(parameter.device).double()
-        for name, parameter in module.named_parameters()
+        tensor.detach().double() - reference[name].to(tensor.device).double()
+        for name, tensor in tensors.items()
         if name in reference
     )
 

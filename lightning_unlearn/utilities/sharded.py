@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["global_sums", "local_part", "local_part_like"]
+__all__ = ["global_sums", "held_part", "is_cut", "local_part", "local_part_like"]
 
 
 def _settled(tensor: DTensor) -> DTensor:
@@ -30,6 +30,15 @@ def _cut_dimensions(tensor: DTensor) -> tuple[int, ...]:
         for dimension, placement in enumerate(_settled(tensor).placements)
         if not placement.is_replicate() and tensor.device_mesh.size(dimension) > 1
     )
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether processes hold different entries of a tensor; every process gives the same answer.
+
+    >>> is_cut(torch.ones(2))
+    False
+    """
+    return isinstance(tensor, DTensor) and bool(_cut_dimensions(tensor))
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -110,3 +119,42 @@ def global_sums(local: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]
         for position, value in zip(positions, stacked.unbind(), strict=True):
             sums[position] = value.to(local[position].device)
     return sums
+
+
+def held_part(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where the entries that this process holds of a tensor are in it: start, shape and strides, in row-major order.
+
+    Neighbouring entries are joined into one dimension, so a tensor that is whole, or cut along its first dimension, has
+    the shape `(n,)`. No communication; for a sharded tensor eight bytes for each of its entries, for a moment.
+
+    Raises:
+        ValueError: a `Partial` placement, or entries that are not evenly spaced.
+
+    >>> held_part(torch.ones(2, 3))
+    (0, (6,), (1,))
+    """
+    if not is_cut(tensor) or not isinstance(tensor, DTensor):
+        return 0, (tensor.numel(),), (1,)
+    device = tensor.device_mesh.device_type
+    places = local_part_like(torch.arange(tensor.numel(), device=device).view(tensor.shape), tensor).cpu()
+    if not places.numel():
+        return 0, (0,), (1,)
+    start = int(places.flatten()[0])
+    sizes = [size for size in places.shape if size > 1]
+    corner = places.squeeze()
+    steps = [int(corner.select(dimension, 1).flatten()[0]) - start for dimension in range(corner.ndim)]
+    shape, strides = [1], [1]
+    for size, step in zip(reversed(sizes), reversed(steps), strict=True):
+        if step == shape[0] * strides[0]:
+            shape[0] *= size
+        elif shape == [1]:
+            shape, strides = [size], [step]
+        else:
+            shape, strides = [size, *shape], [step, *strides]
+    evenly = torch.arange(1).new_full(shape, start)
+    for dimension, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        evenly += (torch.arange(size) * stride).view([-1 if one == dimension else 1 for one in range(len(shape))])
+    if not torch.equal(evenly.flatten(), places.flatten()):
+        rule, remedy = "cut into evenly spaced entries", "Lay it out with `Shard` placements."
+        raise ValueError(expected("tensor", rule, tensor.placements, remedy))
+    return start, tuple(shape), tuple(strides)

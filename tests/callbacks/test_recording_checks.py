@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
@@ -41,8 +47,8 @@ def test_arguments_are_checked_at_once(tmp_path, kwargs, match):
 def test_strategies():
     check_strategy(SingleDeviceStrategy(torch.device("cpu")))
     check_strategy(DDPStrategy())
-    with pytest.raises(UnsupportedStrategyError, match="FSDPStrategy"):
-        check_strategy(FSDPStrategy())
+    check_strategy(FSDPStrategy())
+    check_strategy(ModelParallelStrategy())
     with pytest.raises(UnsupportedStrategyError, match="model_averaging_period"):
         check_strategy(DDPStrategy(model_averaging_period=2))
     with pytest.raises(UnsupportedStrategyError, match="DeepSpeedStrategy"):
