@@ -1,4 +1,4 @@
-"""The command line: `lightning-unlearn tune`, `unlearn`, `demo`, `methods`, `store info` and the like."""
+"""The command line: `lightning-unlearn plan-recording`, `tune`, `unlearn`, `demo`, `methods`, `store info` and more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_unlearn.commands import tune_command, unlearn_command
+from lightning_unlearn.commands import plan_recording_command, tune_command, unlearn_command
 from lightning_unlearn.demo.run import run_demo
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.methods.catalogue import catalogue, catalogue_page
@@ -26,7 +26,7 @@ from lightning_unlearn.store.joining import join_parts
 
 __all__ = ["main"]
 
-_SWITCHES = ("--json", "--markdown", "--repair", "--force", "--overwrite")
+_SWITCHES = ("--json", "--markdown", "--repair", "--force", "--overwrite", "--sharded", "--measure")
 
 
 class _Parser(ArgumentParser):
@@ -127,7 +127,8 @@ def methods(markdown: bool = False) -> None:
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """The parser wants `--json true`; `--json` alone is understood as well."""
+    """The parser wants `--json true` and `--batch_size`; `--json` alone and `--batch-size` are understood as well."""
+    arguments = [_with_underscores(one) for one in arguments]
     following = [*arguments[1:], ""]
     return [
         f"{one}=true" if one in _SWITCHES and after.lower() not in ("true", "false") else one
@@ -141,6 +142,11 @@ def _with_lists(arguments: Sequence[str]) -> list[str]:
     if head[:2] != ["store", "join"] or not parts or parts[0].startswith(("-", "[")):
         return list(arguments)
     return [*head, dumps(parts)]
+
+
+def _with_underscores(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def _is_sentence(error: Exception) -> bool:
@@ -157,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # An installed script does not see the modules beside which it is called; last, so that they hide no other.
         sys.path.append(os.getcwd())
     commands: Any = {
+        "plan-recording": plan_recording_command,
         "tune": tune_command,
         "unlearn": unlearn_command,
         "demo": demo,

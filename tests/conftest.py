@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.distributed import GlooPool
+from tests.helpers.warm_python import start_server, write_client
 
 # Two cores and small tensors: more threads only add noise, in time and in the order of sums.
 torch.set_num_threads(1)
@@ -45,6 +46,20 @@ def gloo_pool(_gloo_pools):
     if not _gloo_pools or not _gloo_pools[-1].is_alive:
         _gloo_pools.append(GlooPool())
     return _gloo_pools[-1]
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """Path of a `python` that has everything imported already; see `tests/helpers/warm_python.py`."""
+    folder = tmp_path_factory.mktemp("warm")
+    address, client = folder / "server", folder / "python"
+    write_client(client, address)
+    server = start_server(address)
+    assert server.stdout.readline() == b"ready\n"
+    yield client
+    server.terminate()
+    server.wait()
+    server.stdout.close()
 
 
 def _environment():

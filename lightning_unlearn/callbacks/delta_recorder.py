@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, get_args
-from warnings import warn
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
+from lightning_unlearn.callbacks.published_note import published_note
 from lightning_unlearn.callbacks.recording_checks import (
     check_anchors,
     check_dtypes,
@@ -18,16 +19,18 @@ from lightning_unlearn.callbacks.recording_checks import (
     check_resumable,
     check_strategy,
     check_watch,
+    warn_of_others,
 )
 from lightning_unlearn.callbacks.recording_layout import has_own_samples, held_parts, layout_of
 from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_weights
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
 from lightning_unlearn.callbacks.run_origin import recorded_settings
 from lightning_unlearn.callbacks.shard_reductions import GroupReductions
+from lightning_unlearn.callbacks.signals_at_batch_end import put_off_signals
 from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
-from lightning_unlearn.exceptions import UnlearningWarning
+from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.compression import check_compression
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import RunKind
@@ -140,6 +143,8 @@ class DeltaRecorder(Callback):
         self._saved: dict[str, Any] = {}
         self._resume: dict[str, Any] | None = None
         self._foreign = False
+        self._checkpointed: int | None = None  # steps in the newest checkpoint
+        self._take_signals_back: Callable[[], None] = lambda: None
 
     @classmethod
     def like(
@@ -189,8 +194,10 @@ class DeltaRecorder(Callback):
             return
         self._uninstall()
         self._resume, self._foreign = None, False  # of a fit that failed before it started to train
+        self._checkpointed = None
         check_strategy(trainer.strategy)
         self._identity.install(trainer)
+        self._take_signals_back = put_off_signals(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notice a checkpoint that was not written while recording."""
@@ -199,6 +206,7 @@ class DeltaRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the recording stood as the checkpoint was written."""
         self._resume = dict(state_dict)
+        self._checkpointed = int(state_dict["n_steps"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the store and start recording; every check is made before anything is written."""
@@ -213,6 +221,7 @@ class DeltaRecorder(Callback):
         weights = recorded_weights(module)
         check_dtypes(weights.parameters, weights.trainable)
         check_anchors(self._anchor_every, is_sharded(module))
+        warn_of_others(trainer.optimizers, module)
         self._settings = self._settle(trainer, weights)
         away = any(parameter.device.type != "cpu" for parameter in module.parameters())
         background = True if away and self._background == "auto" else self._background
@@ -249,17 +258,11 @@ class DeltaRecorder(Callback):
                 first_piece=session.first_piece,
                 reductions=GroupReductions(trainer.strategy.root_device),
             )
-            complete = [capture.watch(optimizer).complete for optimizer in trainer.optimizers]
+            for optimizer in trainer.optimizers:
+                capture.watch(optimizer)
         except BaseException:
             session.writer.abandon()
             raise
-        if not all(complete):
-            warn(
-                "The optimizer also holds parameters that are not part of the module: they are not recorded, so what "
-                "they learned cannot be forgotten by subtraction.",
-                UnlearningWarning,
-                stacklevel=2,
-            )
         self._saved = {}
         self._recording = StepRecording(
             trainer,
@@ -296,6 +299,9 @@ class DeltaRecorder(Callback):
         if self._recording is not None:
             self._recording.save_state()
             self._saved = self._recording.saved
+            self._checkpointed = self._saved.get("n_steps", self._checkpointed)
+        elif self._resume is not None:
+            return dict(self._resume)  # nothing was trained since the checkpoint that is being resumed
         return dict(self._saved)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -304,6 +310,9 @@ class DeltaRecorder(Callback):
             # Other ranks may not get here, so nothing waits for them.
             if self._recording is not None:
                 self._recording.save_state(collective=False)
+                with suppress(LightningUnlearnError, OSError):  # the error that is being handled says more
+                    store, rank, world_size = self._recording.store, trainer.global_rank, trainer.world_size
+                    exception.add_note(published_note(store, rank, world_size, self._checkpointed))
         finally:
             self._uninstall()
 
@@ -327,6 +336,7 @@ class DeltaRecorder(Callback):
 
     def _uninstall(self) -> None:
         self._identity.uninstall()
+        self._take_signals_back()
         recording, self._recording = self._recording, None
         if recording is not None:
             self._saved = recording.saved

@@ -60,9 +60,9 @@ def open_parts(
     url: str | os.PathLike[str],
     n_steps: int,
     *,
-    pieces: Sequence[LayerPiece],
     size_budget: int | None,
     background: Background,
+    pieces: Sequence[LayerPiece] = (),
 ) -> RankParts:
     """Open the store that rank 0 has made or found at `url`, and a writer, on every rank; collective.
 
@@ -73,9 +73,9 @@ def open_parts(
         trainer: The Trainer that is about to train.
         url: Where the store is; the same on every rank.
         n_steps: How many recorded steps come before those of the run.
-        pieces: What layers are cut into, as the store that rank 0 opened numbers it.
         size_budget: Bound on the bytes of deltas of this rank.
         background: What threads do, see `StoreWriter`.
+        pieces: The store's list of pieces, which a part of it does not have.
 
     Raises:
         StoreMismatchError: on every rank, where one of them finds something else at `url`, or too few steps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+from warnings import warn
 
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -14,10 +15,17 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
-from torch import Tensor
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_unlearn.exceptions import DeletionRequestError, StoreMismatchError, UnsupportedStrategyError
+from lightning_unlearn.exceptions import (
+    DeletionRequestError,
+    StoreMismatchError,
+    UnlearningWarning,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, OptimizerInfo, RecordingSettings, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
@@ -33,17 +41,23 @@ __all__ = [
     "check_strategy",
     "check_watch",
     "describe_optimizer",
+    "warn_of_others",
 ]
 
 NEW_STORE = "Record into a new directory."
+
+_LATER = ("xla", "hpu")
+"""Kinds of devices that collect operations and compute them together, so that reading a weight would cut a step."""
 
 
 def check_strategy(strategy: Strategy) -> None:
     """Refuse strategies under which it is not known which process has which weights.
 
     Raises:
-        UnsupportedStrategyError: neither a single device nor DDP nor FSDP, or DDP that averages models now and then.
+        UnsupportedStrategyError: neither a single device nor DDP nor FSDP, DDP that averages models now and then, or
+            devices that compute whole graphs later (XLA, HPU).
     """
+    _check_devices(strategy)
     known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
     if not known or isinstance(strategy, DeepSpeedStrategy):
         rule = "a single device, DDP, FSDP or ModelParallelStrategy"
@@ -53,6 +67,15 @@ def check_strategy(strategy: Strategy) -> None:
         remedy = "Every process must hold the same weights after every step."
         got = "model_averaging_period"
         raise UnsupportedStrategyError(expected("strategy", "DDP without averaging of models", got, remedy))
+
+
+def _check_devices(strategy: Strategy) -> None:
+    devices = [getattr(strategy, "_root_device", None), *(getattr(strategy, "parallel_devices", None) or ())]
+    later = [device.type for device in devices if device is not None and device.type in _LATER]
+    if later or isinstance(strategy, XLAStrategy | SingleDeviceXLAStrategy):
+        rule = "one whose devices have made a step when its hooks are called: CPU, CUDA or MPS"
+        got = f"{type(strategy).__name__} on {(later or ['xla'])[0]}"
+        raise UnsupportedStrategyError(expected("strategy", rule, got, "Train there without the recorder."))
 
 
 def check_anchors(anchor_every: int | None, sharded: bool) -> None:
@@ -95,12 +118,30 @@ def check_optimizers(optimizers: Sequence[Any]) -> None:
     """Refuse optimizers that do not tell when they have stepped.
 
     Raises:
-        UnsupportedStrategyError: not a `torch.optim.Optimizer`.
+        UnsupportedStrategyError: not a `torch.optim.Optimizer`, or a `ZeroRedundancyOptimizer` that updates within the
+            backward pass.
     """
     for optimizer in optimizers:
         if not hasattr(optimizer, "register_step_post_hook"):
             got = type(optimizer).__name__
             raise UnsupportedStrategyError(expected("optimizer", "a torch.optim.Optimizer", got))
+        if getattr(optimizer, "_overlap_with_ddp", False):
+            rule, got = "one that updates in its step", f"{type(optimizer).__name__}(overlap_with_ddp=True)"
+            remedy = "Leave out `overlap_with_ddp`: its updates happen within the backward pass, unseen."
+            raise UnsupportedStrategyError(expected("optimizer", rule, got, remedy))
+
+
+def warn_of_others(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
+    """Warn of parameters that an optimizer trains and the module does not have."""
+    known = {id(parameter) for parameter in module.parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    if any(id(parameter) not in known for group in groups for parameter in group["params"]):
+        warn(
+            "The optimizer also holds parameters that are not part of the module: they are not recorded, so what they "
+            "learned cannot be forgotten by subtraction.",
+            UnlearningWarning,
+            stacklevel=3,
+        )
 
 
 def check_watch(watch: Collection[SampleId] | None, known: Collection[SampleId] | None) -> None:

@@ -15,12 +15,10 @@ from torch.optim import Optimizer
 from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
 from lightning_unlearn.callbacks.recording_checks import describe_optimizer
 from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
-from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.store.writer import Background
 from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
-from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.distributed import on_every_rank, on_rank_zero
 from lightning_unlearn.utilities.parameters import change_norm, float_buffers, tensors_digest, tensors_distance
 from lightning_unlearn.utilities.rng import capture_rng
 from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters, whole_tensors
@@ -39,6 +37,10 @@ def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
     if ranges and ranges[-1][1] == start:
         return (*ranges[:-1], (ranges[-1][0], stop))
     return (*ranges, (start, stop))
+
+
+def _nothing() -> None:
+    """What a rank does where another one has work."""
 
 
 def recorded_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -131,19 +133,18 @@ class RecordingSession:
         origin = on_rank_zero(trainer.strategy, begin)
         budget = None if size_budget is None else size_budget // world_size
         parts = open_parts(
-            trainer, url, origin.n_steps, pieces=origin.pieces, size_budget=budget, background=background
+            trainer, url, origin.n_steps, size_budget=budget, background=background, pieces=origin.pieces
         )
         store, writer = parts.store, parts.writer
         try:
             # Not before the writers are there: a recording that is under way keeps what is known of it.
             on_rank_zero(trainer.strategy, lambda: store.truncate_states(origin.n_steps))
             on_rank_zero(trainer.strategy, lambda: parts.truncate_copies(origin.n_steps))
-            if writer.n_steps > origin.n_steps:
-                # Steps after the checkpoint belong to a branch of the training that no weights continue.
-                writer.truncate(origin.n_steps)
-            trainer.strategy.barrier("lightning_unlearn_truncate")
-            enter = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
-            on_rank_zero(trainer.strategy, enter)
+            # Steps after the checkpoint belong to a branch of the training that no weights continue.
+            truncate = partial(writer.truncate, origin.n_steps) if writer.n_steps > origin.n_steps else _nothing
+            on_every_rank(trainer.strategy, truncate)
+            first_step = partial(store.begin_run, kind, infos, resumed=resume is not None, first=origin.n_steps)
+            on_rank_zero(trainer.strategy, first_step)
             known = on_rank_zero(trainer.strategy, lambda: set(store.initial_weights()) if store.frozen else set())
             return cls(trainer, module, parts, origin, known)
         except BaseException:
@@ -197,8 +198,10 @@ class RecordingSession:
         """Keep the state of the training as it is after the last appended step.
 
         Weights and optimizers agree on all ranks, so rank 0 keeps them; random states do not. Frozen parameters whose
-        values the store does without are left out here as well.
+        values the store does without are left out here as well. An optimizer of which every rank has a part
+        (`ZeroRedundancyOptimizer`) is put together first, by all ranks.
         """
+        states = [self._trainer.strategy.optimizer_state(optimizer) for optimizer in optimizers]
         if not self._trainer.is_global_zero:
             self.writer.anchor(None, None, capture_rng())
             return
@@ -207,7 +210,7 @@ class RecordingSession:
         buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_complex()}
         tensors = {**dict(module.named_parameters()), **buffers}
         weights = {name: tensor.detach() for name, tensor in tensors.items() if name not in left_out}
-        self.writer.anchor(weights, [optimizer.state_dict() for optimizer in optimizers], capture_rng())
+        self.writer.anchor(weights, states, capture_rng())
 
     def state(self, weights: WholeWeights | None, *, drifted: bool = False, collective: bool = True) -> dict[str, Any]:
         """Publish what was appended, and make the weights at hand known to the store.
@@ -227,7 +230,8 @@ class RecordingSession:
         """
         together = collective or self._trainer.world_size == 1
         if together:
-            self._flush_together()
+            # Publish on every rank, or fail on every rank: nobody waits for one that has given up.
+            on_every_rank(self._trainer.strategy, self.writer.flush)
             drifted = self._trainer.strategy.reduce_boolean_decision(drifted, all=False)
         else:
             self.writer.flush()
@@ -253,23 +257,6 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
-
-    def _flush_together(self) -> None:
-        """Publish on every rank, or fail on every rank: nobody waits for one that has given up.
-
-        So it is agreed that the steps of all ranks are committed, also of those that rank 0 cannot see.
-        """
-        failure: Exception | None = None
-        try:
-            self.writer.flush()
-        except Exception as error:  # raised below, once the others know
-            failure = error
-        failed = self._trainer.strategy.reduce_boolean_decision(failure is not None, all=False)
-        if failure is not None:
-            raise failure
-        if failed:
-            rule, remedy = "steps that every rank could publish", "Its own error says why and what to do."
-            raise LightningUnlearnError(expected("recording", rule, "another rank that could not", remedy))
 
     def _all_published(self, n_steps: int) -> bool:
         if self._elsewhere:

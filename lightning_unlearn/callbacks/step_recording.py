@@ -17,7 +17,12 @@ from lightning_unlearn.callbacks.delta_capture import DeltaCapture, StepChange
 from lightning_unlearn.callbacks.pending_ids import PendingIds
 from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.data.sample_ids import BatchIdentity
-from lightning_unlearn.exceptions import MissingRequirementError, UnlearningWarning, UnsupportedStrategyError
+from lightning_unlearn.exceptions import (
+    LightningUnlearnError,
+    MissingRequirementError,
+    UnlearningWarning,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import SampleId, StepStatus
 from lightning_unlearn.utilities.checks import expected, shorten
@@ -74,6 +79,7 @@ class StepRecording:
         self._edited_late: int | None = None
         self._taken = [0] * len(trainer.optimizers)
         self._under_way = [0] * len(trainer.optimizers)
+        self._changing = False  # from the moment a step changes weights until it is recorded
         # The session looks after the others, which are most of the model where there are any.
         untouched = {name: value for name, value in capture.untouched().items() if name not in session.store.frozen}
         self._still = {name: tensors_digest({name: value}) for name, value in untouched.items()}
@@ -94,6 +100,7 @@ class StepRecording:
     def note_batch(self, batch: Any) -> None:
         """A batch is about to be trained on, or a step begins that fetches its batches itself."""
         self._under_way = [0] * len(self._under_way)  # none is, even where somebody has caught a step's error
+        self._changing = False
         if self._identity.fetches_itself:
             try:
                 self._identity.begin_step()
@@ -110,9 +117,19 @@ class StepRecording:
         self.save_state()
 
     def save_state(self, *, collective: bool = True) -> None:
-        """Publish what was recorded so far and make the weights at hand known; see `RecordingSession.state`."""
-        if self._failed:
+        """Publish what was recorded so far and make the weights at hand known; see `RecordingSession.state`.
+
+        Raises:
+            LightningUnlearnError: an optimizer step is under way, as a signal's handler may find it.
+        """
+        if self._changing and collective:
+            rule, got = "saved between two optimizer steps", "one in the middle of a step"
+            remedy = "Save at the end of a batch; `SignalsAtBatchEnd` puts off to it what Lightning does on a signal."
+            raise LightningUnlearnError(expected("checkpoint", rule, got, remedy))
+        if self._failed or self._changing:
             self.saved = {}
+            if not self._failed:
+                self._session.writer.flush()  # the steps before are sound, the weights at hand are of none
             return
         weights = self._session.weights(collective=collective)
         drifted = [*self._capture.drifted(), *self._moved(), *self._session.moved(weights)]
@@ -149,6 +166,7 @@ class StepRecording:
     def _before_step(self, number: int) -> Callable[[Optimizer, Any, Any], Any]:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
             def look() -> None:
+                self._changing = True
                 self._session.about_to_train(optimizer)
                 self._say_edited(self._capture.watch(optimizer).edited)
 
@@ -195,6 +213,7 @@ class StepRecording:
                 return
             try:
                 self._record(number, optimizer)
+                self._changing = False
             except BaseException:
                 # The weights have moved and the store has not: nothing may claim that they belong together.
                 self._failed = True

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
+from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.lineage import Lineage
 
 __all__ = ["withdraw_pass"]
+
+_PATIENCE = 3.0
+"""Seconds to wait for a writer that may be another process taking the same pass back."""
 
 
 def withdraw_pass(store: DeltaStore, *, entry_id: str | None, n_steps: int) -> None:
@@ -18,13 +23,16 @@ def withdraw_pass(store: DeltaStore, *, entry_id: str | None, n_steps: int) -> N
     nothing refers to do no harm if the second half is interrupted, and the next recording drops them. A pass that
     wrote nothing leaves nothing to change.
 
+    All processes of a pass may do this at once, and any of them may be missing: each of them drops the steps of every
+    rank that are still there when its turn comes.
+
     Args:
         store: The store; no writer may be open.
         entry_id: The pass's ledger entry, `None` where nothing was subtracted.
         n_steps: Steps in the store before the pass.
 
     Raises:
-        StoreMismatchError: a writer is open.
+        StoreMismatchError: a writer is open, and stays so for some seconds.
     """
 
     def without(lineage: Lineage) -> Lineage:
@@ -42,8 +50,23 @@ def withdraw_pass(store: DeltaStore, *, entry_id: str | None, n_steps: int) -> N
     store.refresh()
     if without(store.lineage) != store.lineage:
         store.update_lineage(without)
-    for rank, commit in enumerate(store.reader.commits):
-        if commit.n_steps > n_steps:
-            with store.writer(rank) as writer:
-                writer.truncate(n_steps)
+    until = time.monotonic() + _PATIENCE
+    for rank in range(store.world_size):
+        _drop_steps(store, rank, n_steps, until)
     store.refresh()
+
+
+def _drop_steps(store: DeltaStore, rank: int, n_steps: int, until: float) -> None:
+    while True:
+        store.refresh()
+        if store.reader.commits[rank].n_steps <= n_steps:
+            return
+        try:
+            with store.writer(rank) as writer:
+                if writer.n_steps > n_steps:
+                    writer.truncate(n_steps)
+            return
+        except StoreMismatchError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.05)

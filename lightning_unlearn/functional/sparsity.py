@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_unlearn.utilities.sharded import global_sums, local_part
 
 __all__ = ["fading", "l1_norm"]
 
@@ -13,12 +16,18 @@ __all__ = ["fading", "l1_norm"]
 def l1_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Sum of the magnitudes of all entries, differentiable (with gradient 0 at 0); 0 of nothing.
 
+    Sharded tensors (`DTensor`) give the sum of the whole on every process, by one small all-reduce, so every process
+    has to call this; the gradient is that of each process's own entries.
+
     >>> l1_norm([torch.tensor([1.0, -2.0]), torch.tensor(0.5)])
     tensor(3.5000)
     """
+    given = list(tensors)
+    own = [local_part(tensor).abs().sum() for tensor in given]
     total: Tensor | None = None
-    for tensor in tensors:
-        one = tensor.abs().sum()
+    for tensor, one, whole in zip(given, own, global_sums(own, given), strict=True):
+        if isinstance(tensor, DTensor):
+            one = one + (whole - one.detach())  # the value of the whole, with the gradient of this process's part
         total = one if total is None else total + one.to(total.device)
     return torch.zeros(()) if total is None else total
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from torch import nn
+
+from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.sparsity import fading, l1_norm
 from lightning_unlearn.methods.base import hyperparameters
 from lightning_unlearn.methods.fine_tune import FineTune
@@ -13,6 +16,7 @@ from lightning_unlearn.methods.registry import register
 from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int, expected
+from lightning_unlearn.utilities.whole_weights import under_fsdp1
 
 __all__ = ["L1Sparse"]
 
@@ -72,6 +76,17 @@ class L1Sparse(FineTune):
         if self.no_l1_epochs > (self.max_epochs or 0):
             rule = f"at most `max_epochs`, {self.max_epochs}"
             raise ValueError(expected("no_l1_epochs", rule, self.no_l1_epochs, "Say how many epochs the pass has."))
+
+    def prepare(self, host: UnlearningHost) -> None:
+        """Refuse FSDP1, under which a step does not see the weights of layers that it is not in.
+
+        Raises:
+            UnsupportedStrategyError: the module is under FSDP1.
+        """
+        super().prepare(host)
+        if under_fsdp1(cast(nn.Module, host)):
+            rule, got = "`ModelParallelStrategy` (FSDP2), DDP or one device for L1Sparse", "FullyShardedDataParallel"
+            raise UnsupportedStrategyError(expected("strategy", rule, got))
 
     def step(self, host: UnlearningHost, batch: Mapping[Part, Any], batch_idx: int) -> Any:
         """The user's step on the retain part, and the penalty on top of its loss."""

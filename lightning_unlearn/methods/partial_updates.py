@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.functional.pruning import keep_of, kept_count, largest_entries, random_entries
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
+from lightning_unlearn.utilities.whole_weights import is_piece
 
 __all__ = ["MaskPolicy", "PartialUpdates"]
 
@@ -76,7 +76,7 @@ class PartialUpdates:
             count = kept_count(parameter.numel(), keep_of(name, self.fraction, self.overrides))
             if parameter.grad is None or count == parameter.numel():
                 continue
-            if isinstance(parameter, DTensor):
+            if is_piece(parameter):
                 rule, remedy = "whole on every process for partial updates", "Use DDP or one device."
                 raise UnsupportedStrategyError(expected(name, rule, "a sharded parameter", remedy))
             mask = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)

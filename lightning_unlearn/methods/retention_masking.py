@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from lightning_unlearn.exceptions import MissingRequirementError, UnsupportedStrategyError
@@ -20,6 +19,7 @@ from lightning_unlearn.methods.search_space import FloatRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, expected
 from lightning_unlearn.utilities.modes import isolated_rng
+from lightning_unlearn.utilities.whole_weights import is_piece
 
 __all__ = ["Importance", "MaskScope", "RetentionMasking"]
 
@@ -111,7 +111,7 @@ class RetentionMasking(FineTune):
         super().prepare(host)
         masked = {name: one for name, one in host.named_parameters() if one.requires_grad and self._is_masked(one)}
         for name, one in masked.items():
-            if isinstance(one, DTensor):
+            if is_piece(one):
                 rule = f"whole on every process for {self.name}"
                 raise UnsupportedStrategyError(expected(name, rule, "a sharded parameter", "Use DDP or one device."))
         if not masked:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
@@ -21,6 +20,7 @@ from lightning_unlearn.methods.relabelling import Labels, Relabelling
 from lightning_unlearn.methods.search_space import Choices, FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import check_fraction, check_positive, expected
+from lightning_unlearn.utilities.whole_weights import is_piece
 
 __all__ = ["SalUn"]
 
@@ -110,7 +110,7 @@ class SalUn(Relabelling):
             return
         parameters = trainable_of(host.named_parameters())
         for name, parameter in parameters.items():
-            if isinstance(parameter, DTensor):
+            if is_piece(parameter):
                 rule, remedy = "whole on every process for SalUn", "Use DDP or one device."
                 raise UnsupportedStrategyError(expected(name, rule, "a sharded parameter", remedy))
         total = torch.zeros(())

@@ -16,6 +16,7 @@ from lightning_unlearn.methods.scrub import Scrub
 from lightning_unlearn.methods.search_space import FloatRange, IntRange, SearchSpace
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.whole_weights import reshard
 
 __all__ = ["ScrubR"]
 
@@ -152,4 +153,5 @@ def _classes(host: UnlearningHost, part: Part | Literal["held_out"]) -> set[int]
 
 
 def _tensors(host: UnlearningHost) -> dict[str, Tensor]:
+    reshard(cast(nn.Module, host))  # what is gathered after a look at the data is a copy
     return {**dict(host.named_parameters()), **dict(cast(nn.Module, host).named_buffers())}

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn.functional.predictions import class_numbers, predicted_classes
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.types import Split
 from lightning_unlearn.utilities.checks import check_choice, expected
 
@@ -17,7 +17,7 @@ __all__ = ["AccuracyGaps"]
 _SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class AccuracyGaps(Metric):
+class AccuracyGaps(AgreeingMetric):
     """Accuracies of a model and of the retrained one on forget, retain and test data, counted together.
 
     The state is the number of right answers of both models and of samples by split, in int64 and summed over processes:

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn.functional.decision_regions import labels_changed
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.results import Target
 
 __all__ = ["DecisionRegionChange"]
 
 
-class DecisionRegionChange(Metric):
+class DecisionRegionChange(AgreeingMetric):
     """Share of points whose predicted class differs between two models, near the forgotten samples and elsewhere.
 
     Unlearning that is local changes much near and little far (Alon and Dar 2025, arXiv 2503.08633). How much is right
@@ -66,6 +66,9 @@ class DecisionRegionChange(Metric):
         change, place = labels_changed(before, after), 0 if near else 1
         self.changed[place] += change.sum().to(self.changed)
         self.points[place] += change.numel()
+
+    def _no_value(self) -> Any:
+        return {}
 
     def compute(self) -> dict[str, Tensor]:
         """Share of points that changed, near and far, and the first divided by the second; float64 scalars.

@@ -9,12 +9,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_unlearn.functional.interclass_confusion import check_class_pair, fgt_error, ic_error
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.results import Target
 
 __all__ = ["InterclassConfusion"]
 
 
-class InterclassConfusion(MulticlassConfusionMatrix):
+class InterclassConfusion(AgreeingMetric, MulticlassConfusionMatrix):
     """Errors of a model between two classes, some of whose training samples had their labels swapped.
 
     `ic_error` is the share of samples of the two classes that get any wrong class, `fgt_error` the number of those that
@@ -50,6 +51,9 @@ class InterclassConfusion(MulticlassConfusionMatrix):
     def __init__(self, num_classes: int, classes: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.classes = check_class_pair(classes, num_classes)
+
+    def _no_value(self) -> Any:
+        return {}
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """`ic_error`, a float64 scalar (NaN where neither class has a sample), and `fgt_error`, a count."""

@@ -7,10 +7,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_unlearn.functional.margins import margins
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
 from lightning_unlearn.utilities.fingerprints import fingerprints
@@ -25,7 +25,7 @@ _LABEL_BITS = 20
 """Of the fingerprint of the targets: few enough to survive `set_dtype`, which makes floats of every state."""
 
 
-class ManyModelsMetric(Metric):
+class ManyModelsMetric(AgreeingMetric):
     """Margins of a group of unlearned and a group of retrained models, on the same samples in the same order.
 
     Margins are kept in the metric's dtype (float32 unless `set_dtype(torch.float64)` was called) and in full. Models

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.types import Split
@@ -35,7 +35,7 @@ def split_mask(losses: Tensor, split: Split) -> Tensor:
     return torch.full_like(losses, split == "forget", dtype=torch.bool)
 
 
-class MemberLosses(Metric):
+class MemberLosses(AgreeingMetric):
     """Losses of members and of non-members, gathered in full: the states of an attack on them.
 
     Losses, or other scores that are smaller for members, are kept in the metric's dtype (float32 unless

@@ -74,6 +74,9 @@ class LossThresholdAttack(MemberLosses):
         enough = min(members.numel(), nonmembers.numel()) >= self.min_samples
         return threshold_attack(members, nonmembers) if enough else {}
 
+    def _no_value(self) -> Any:
+        return {}
+
     def compute(self) -> dict[str, Tensor]:
         """AUROC with its standard error, share of members found at 1 % and 0.1 % false alarms, balanced accuracy.
 

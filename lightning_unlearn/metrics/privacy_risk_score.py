@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_unlearn.functional.prediction_scores import modified_entropy
 from lightning_unlearn.functional.privacy_risk import privacy_risk_score
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.utilities.checks import check_choice, check_positive, check_positive_int, expected
@@ -23,7 +23,7 @@ RiskGroup: TypeAlias = Literal["target", "shadow_member", "shadow_nonmember"]
 _GROUPS: tuple[RiskGroup, ...] = ("target", "shadow_member", "shadow_nonmember")
 
 
-class PrivacyRiskScore(Metric):
+class PrivacyRiskScore(AgreeingMetric):
     """Mean estimated probability that the samples in question were members of a model's training data.
 
     Three groups of samples: `"target"`, the samples in question (usually the forget set) under the model under attack;

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 
 __all__ = ["MeanOverSamples"]
 
 
-class MeanOverSamples(Metric):
+class MeanOverSamples(AgreeingMetric):
     """Mean over samples of a number that every update computes for each of its own.
 
     The state is a sum in float64 and a count, so a sample weighs the same whatever batch or process it came in.

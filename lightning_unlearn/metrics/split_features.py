@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_unlearn.functional.classifier_attacks import MemberShares
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.types import Split
@@ -21,7 +21,7 @@ __all__ = ["SplitFeatures"]
 _SPLITS: tuple[Split, ...] = ("forget", "retain", "test")
 
 
-class SplitFeatures(Metric):
+class SplitFeatures(AgreeingMetric):
     """Features of the samples of three splits, gathered in full, and the shares that an attack takes for members.
 
     Features are kept in the metric's dtype (float32 unless `set_dtype(torch.float64)` was called). Processes may hold
@@ -53,6 +53,9 @@ class SplitFeatures(Metric):
     def _add(self, features: Tensor, split: Split) -> None:
         states = {"forget": self.forget, "retain": self.retain, "test": self.test}
         states[check_choice("split", split, _SPLITS)].append(features.to(self.dtype))
+
+    def _no_value(self) -> Any:
+        return {}
 
     def compute(self) -> dict[str, Tensor]:
         """Shares taken for members, float64 scalars: `forget_member_share`, and of what the attack was trained on.

@@ -72,6 +72,9 @@ class ThresholdAttack(MemberLosses):
         self.update(logits, targets, split=split)
         return {}
 
+    def _no_value(self) -> Any:
+        return {}
+
     def compute(self) -> dict[str, Tensor]:
         """AUROC with its standard error, share of members found at 1 % and 0.1 % false alarms, balanced accuracy.
 

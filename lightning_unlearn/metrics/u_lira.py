@@ -57,6 +57,9 @@ class ULiRA(ManyModelsMetric):
         self.update(logits, targets, group=group, model=model)
         return {}
 
+    def _no_value(self) -> Any:
+        return {}
+
     def compute(self) -> dict[str, Tensor]:
         """Balanced accuracy, AUROC, and the share of unlearned models found at 1 % and 0.1 % false alarms.
 

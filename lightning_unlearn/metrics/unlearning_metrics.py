@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.metrics.gathering import gather_uneven
 from lightning_unlearn.results import Target
 from lightning_unlearn.types import Split
@@ -40,7 +42,7 @@ def _default_base(task: str, num_classes: int | None, num_labels: int | None) ->
     return MultilabelAccuracy(num_labels=size, average="micro")
 
 
-class UnlearningMetrics(Metric):
+class UnlearningMetrics(AgreeingMetric):
     """Forget, retain and test accuracy (or any other metric of predictions and targets), routed by split.
 
     The right value of each is the *retrained* model's. A forget accuracy below it is over-forgetting, not success.
@@ -104,7 +106,7 @@ class UnlearningMetrics(Metric):
             clone = self._of(split)
             clone.reset()
             if clone.dist_sync_fn is None:
-                clone.dist_sync_fn = gather_uneven
+                clone.dist_sync_fn = partial(gather_uneven, ragged=True)
         self.add_state("updates", torch.zeros(len(splits), dtype=torch.long), dist_reduce_fx="sum")
 
     @property
@@ -161,6 +163,9 @@ class UnlearningMetrics(Metric):
         self._computed = None
         return self._named(where, value)
 
+    def _no_value(self) -> Any:
+        return {}
+
     def compute(self) -> dict[str, Any]:
         """Values by key for the splits that were seen, in the declared order; empty before the first update."""
         result: dict[str, Any] = {}
@@ -194,7 +199,10 @@ class UnlearningMetrics(Metric):
         """Forget everything that was added, on every split."""
         super().reset()
         for split in self.splits:
-            self._of(split).reset()
+            metric = self._of(split)
+            metric.reset()
+            # Off in torchmetrics after a batch that was refused within `forward`: other processes would wait for it.
+            metric._to_sync, metric._should_unsync = metric.sync_on_compute, True
 
     def persistent(self, mode: bool = False) -> None:
         """Set whether states, those of the base metrics included, are part of `state_dict`."""

@@ -7,15 +7,15 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn.functional.paired_weights import Buffers
+from lightning_unlearn.metrics.agreement import AgreeingMetric
 from lightning_unlearn.utilities.checks import check_choice, expected, shorten
 
 __all__ = ["MeanOverModels"]
 
 
-class MeanOverModels(Metric):
+class MeanOverModels(AgreeingMetric):
     """Mean of a number, or of one number for each of some layers, that every update computes from models.
 
     The state is a sum and a count, whose sizes the constructor fixes, so processes that saw no model add up as well.
@@ -60,6 +60,10 @@ class MeanOverModels(Metric):
             found = torch.stack([found[name].to(self.total) for name in asked])
         self.total += found.to(self.total)
         self.pairs += 1
+
+    def _no_value(self) -> Any:
+        value = super()._no_value()
+        return value if self.layers is None else dict.fromkeys(self.layers, value)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Mean over the updates: a scalar, or layer -> scalar; NaN before the first update."""

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.data.datamodule import UnlearningDataModule
-from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.exceptions import MissingRequirementError, UnsupportedStrategyError
 from lightning_unlearn.methods.base import Requirement
 from lightning_unlearn.methods.loss_method import LossOf, OutputsOf
 from lightning_unlearn.modules.gradients import differentiable
@@ -20,6 +20,8 @@ from lightning_unlearn.modules.silent import transferred
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.skeletons import filled
+from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
 
 __all__ = ["HostServices"]
 
@@ -39,8 +41,21 @@ class HostServices(LightningModule):
         return self._unlearning_pass.adapter
 
     def frozen_twin(self) -> LightningModule:
-        """A copy of the user's module as it is now: in eval mode, without gradients, on the same device."""
-        twin = copy.deepcopy(self._unlearning_pass.user)
+        """A copy of the user's module as it is now: in eval mode, without gradients, on the same device.
+
+        Under a strategy that shards the module, the copy is whole on every process.
+
+        Raises:
+            UnsupportedStrategyError: something else than the Trainer's strategy has sharded the module.
+        """
+        state = self._unlearning_pass
+        if not is_sharded(self):
+            twin = copy.deepcopy(state.user)
+        elif state.skeleton is not None:
+            twin = filled(state.skeleton, whole_tensors(self)).to(self.device)
+        else:
+            rule, remedy = "sharded by the Trainer's strategy, for a method with a teacher", "Pass the Trainer one."
+            raise UnsupportedStrategyError(expected("model", rule, "a module that is sharded already", remedy))
         twin.requires_grad_(False)
         return twin.eval()
 

@@ -40,6 +40,7 @@ class PassState:
         iteration: Optimizer steps made.
         update: The step under way, where it may change some entries only.
         stop_listening: Takes hooks off the optimizers.
+        skeleton: The user's module without its weights, from before it was sharded; `None` where it is not sharded.
     """
 
     user: LightningModule
@@ -58,6 +59,7 @@ class PassState:
     iteration: int = 0
     update: MaskedUpdate = field(default_factory=MaskedUpdate)
     stop_listening: list[Callable[[], None]] = field(default_factory=list)
+    skeleton: LightningModule | None = None
 
     def policy(self, batch: Any) -> StatisticsPolicy | None:
         """What normalisation layers do with forget batches; `None` for what they do in training."""

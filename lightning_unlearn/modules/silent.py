@@ -15,12 +15,15 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.modules.hooks import run_step
 from lightning_unlearn.modules.metrics_swap import MetricCopies
 from lightning_unlearn.modules.pass_state import PassState
+from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers
 from lightning_unlearn.utilities.trainers import idle_trainer
+from lightning_unlearn.utilities.whole_weights import under_fsdp1
 
 __all__ = ["silent_step", "transferred"]
 
@@ -112,7 +115,14 @@ def silent_step(
 
     Yields:
         Function from a batch and its index to what `training_step` returns.
+
+    Raises:
+        UnsupportedStrategyError: the module is under FSDP1, whose layers only run within a forward of the outermost.
     """
+    if under_fsdp1(model):
+        rule = "not sharded by FSDP1 where a method looks at the model beside its steps"
+        remedy = "Use `ModelParallelStrategy` (FSDP2); a method's `stop=None` looks at nothing."
+        raise UnsupportedStrategyError(expected("model", rule, "one under FullyShardedDataParallel", remedy))
     wrapped = getattr(model, "_unlearning_pass", None)  # asked this way because the wrapper itself needs this file
     if isinstance(wrapped, PassState):
         model = wrapped.user

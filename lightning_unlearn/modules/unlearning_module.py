@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS
@@ -26,6 +27,7 @@ from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers, scaled_optimizers
+from lightning_unlearn.utilities.skeletons import skeleton_of
 
 __all__ = ["CHECKPOINT_KEY", "UnlearningModule"]
 
@@ -49,6 +51,7 @@ _REPLACED = (
     "on_train_end",
     "on_train_epoch_end",
     "on_train_epoch_start",
+    "setup",
     "training_step",
 )
 
@@ -217,6 +220,13 @@ class UnlearningModule(HostServices, Generic[M]):
             text = "LBFGS runs the step several times for each update, so logged values and metrics count them all."
             warnings.warn(text, UnlearningWarning, stacklevel=2)
         return scaled_optimizers(configured, state.method.lr_scale, keep_schedulers=not self.automatic_optimization)
+
+    def setup(self, stage: str) -> None:
+        """The user's hook; what is sharded next is kept in mind without its weights, for a twin that may be asked."""
+        super().setup(stage=stage)
+        state = self._unlearning_pass
+        if state.active and isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            state.skeleton = skeleton_of(state.user)
 
     def on_fit_start(self) -> None:
         """The user's hook, then the method's preparation: device, shards and wrappers are in place.

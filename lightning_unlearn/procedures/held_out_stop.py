@@ -15,6 +15,7 @@ from lightning_unlearn.modules.probe import ProbeData
 from lightning_unlearn.procedures.reference import HeldOutReference, held_out_reference
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from lightning_unlearn.utilities.trainers import end_fit
+from lightning_unlearn.utilities.whole_weights import reshard
 
 __all__ = ["HeldOutStop"]
 
@@ -150,6 +151,7 @@ class HeldOutStop(Callback):
 
     @torch.no_grad()
     def _keep(self, module: LightningModule) -> None:
+        reshard(module)  # the losses were those of a forward without a backward
         for name, tensor in _moving(module):
             kept = self._good.get(name)
             if kept is None or kept.shape != tensor.shape:
@@ -159,6 +161,7 @@ class HeldOutStop(Callback):
 
     @torch.no_grad()
     def _take_back(self, module: LightningModule) -> None:
+        reshard(module)
         for name, tensor in _moving(module):
             kept = self._good.get(name)
             if kept is not None and kept.shape == tensor.shape:  # else a buffer that this step has made

@@ -52,6 +52,7 @@ from lightning_unlearn.procedures.outcome import UnlearningResult, leftovers_of
 from lightning_unlearn.procedures.planning import available_requirements, make_plan, subtracts, warn_of_plan
 from lightning_unlearn.procedures.probes import probe
 from lightning_unlearn.procedures.settings import PassSettings
+from lightning_unlearn.procedures.sharded_fit import WholeAgain, check_unsharded_training, check_whole
 from lightning_unlearn.procedures.stopping import PassStops, held_out_data
 from lightning_unlearn.procedures.trainers import TrainerSource, add_callbacks, check_unmonitored
 from lightning_unlearn.results import StageResult
@@ -87,6 +88,7 @@ def run_pass(
 ) -> UnlearningResult:
     """Run one pass on a copy of `model`; see `unlearn` for what the arguments mean and what is raised."""
     started = time.perf_counter()
+    check_whole(model)
     if store is not None:
         store.refresh()  # others may have recorded since it was opened; what they wrote is not this pass's to take back
     if isinstance(method, WeightEdit) and settings.record and store is not None and process_rank() > 0:
@@ -267,6 +269,7 @@ class _Pass:
             # Every process runs the whole pass, and would write a ledger entry of its own.
             rule, got = "of one process after a recorded edit", f"one of {trainer.world_size}"
             raise UnsupportedStrategyError(expected("trainer", rule, got, "Repair with devices=1."))
+        whole = WholeAgain(trainer, self.module)
         add_callbacks(trainer, [*stops.callbacks, *self._repair_recorder(method, trainer.world_size)])
         try:
             with warnings.catch_warnings():
@@ -277,8 +280,10 @@ class _Pass:
                     _as_in_training(self.module)
                     trainer.fit(wrapped, datamodule=self.data.with_parts(method.parts, method.schedule))
             steps = int(trainer.global_step)
+            trained = whole.model_of(wrapped)
         finally:
             wrapped.unwrap()
+        self.module = trained
         self.notes += [*stops.reasons(), *method.remarks()]
         self.broken |= stops.broken
         if steps == 0 and not stops.ended_early:
@@ -305,6 +310,7 @@ class _Pass:
             elif leave_out is not None:
                 arranging.append(LeaveOut(leave_out))
             trainers.append(self.trainers.make(callbacks=arranging, **overrides))
+            check_unsharded_training(trainers[-1].strategy, method.name)
             return trainers[-1]
 
         _as_in_training(self.module)

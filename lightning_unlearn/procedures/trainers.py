@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 
-from lightning_unlearn.exceptions import MissingRequirementError
+from lightning_unlearn.exceptions import MissingRequirementError, UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["TrainerArgument", "TrainerSource", "add_callbacks", "check_unmonitored"]
@@ -88,6 +90,7 @@ class TrainerSource:
         Raises:
             MissingRequirementError: a single Trainer instance was used up by an earlier stage, or a limit was asked
                 for that the given instance does not have.
+            UnsupportedStrategyError: a strategy among the arguments cannot be copied.
             ValueError: the factory returned a Trainer that has already run.
         """
         added = [*callbacks, *self._always]
@@ -102,7 +105,7 @@ class TrainerSource:
             arguments.pop("callbacks", None)
             if any(isinstance(callback, Checkpoint) for callback in users) and not self._names("enable_checkpointing"):
                 del arguments["enable_checkpointing"]
-            return Trainer(**{**arguments, **overrides}, callbacks=[*users, *added])
+            return Trainer(**{**_private(arguments), **overrides}, callbacks=[*users, *added])
         trainer = self._given(**overrides)
         _check_fresh(trainer)
         add_callbacks(trainer, added)
@@ -136,6 +139,18 @@ def add_callbacks(trainer: Trainer, added: Sequence[Callback]) -> None:
     # The list is a plain attribute that Lightning documents but does not annotate.
     users: list[Callback] = vars(trainer)["callbacks"]
     users.extend(added)
+
+
+def _private(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with a copy of a strategy that was given as an object: one serves one Trainer."""
+    strategy = arguments.get("strategy")
+    if not isinstance(strategy, Strategy):
+        return dict(arguments)
+    try:
+        return {**arguments, "strategy": copy.deepcopy(strategy)}
+    except (TypeError, RuntimeError, ValueError, copy.Error) as error:
+        rule, remedy = "one that can be copied for each Trainer", "Pass a function that builds the Trainer instead."
+        raise UnsupportedStrategyError(expected("strategy", rule, str(error), remedy)) from error
 
 
 def _callbacks_in(arguments: Mapping[str, Any]) -> list[Callback]:

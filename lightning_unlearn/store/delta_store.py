@@ -141,14 +141,6 @@ class DeltaStore(StoreUpkeep):
             added = (name, digest)
             self.update_lineage(lambda lineage: replace(lineage, initial=(*lineage.initial, added)))
 
-    @property
-    def is_blank(self) -> bool:
-        """Whether nothing was recorded here: no step that all ranks of this place have, and no edit."""
-        here = [commit.n_steps for commit in self.here.commits if commit.number]
-        if min(here, default=0):
-            return False
-        return self.is_part or not (self.lineage.n_steps or self.lineage.entries)
-
     def add_pieces(self, pieces: Sequence[LayerPiece]) -> int:
         """Add the pieces that the layers of a run are cut into; call it before the run's first step.
 
@@ -168,6 +160,14 @@ class DeltaStore(StoreUpkeep):
         self.update_lineage(lambda lineage: replace(lineage, layouts=(*lineage.layouts, added)))
         return first
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was recorded here: no step that all ranks of this place have, and no edit."""
+        here = [commit.n_steps for commit in self.here.commits if commit.number]
+        if min(here, default=0):
+            return False
+        return self.is_part or not (self.lineage.n_steps or self.lineage.entries)
+
     def discard_empty(self) -> None:
         """Remove a store, or the part of one, in which nothing was ever recorded, so that another can take its place.
 
@@ -178,15 +178,14 @@ class DeltaStore(StoreUpkeep):
         if not self.is_blank:
             raise StoreMismatchError(expected("store", "one without a step", f"steps or edits in {self.url!r}"))
         for rank in range(self.world_size):
-            self.writer(rank).abandon()  # refused while somebody is about to publish the first steps
+            self.writer(rank, pieces=()).abandon()  # refused while somebody is about to publish the first steps
         folders = [rank_directory(rank) for rank in range(self.world_size)]
         ranks = [f"{folder}/{name}" for folder in folders for name in self.files.names(folder)]
-        documents: list[str] = []
-        if not self.is_part:
-            added = (name for name, _ in (*self.lineage.initial, *self.lineage.layouts))
-            documents = [self.initial_file, *added, self.lineage_file]
+        lineage = None if self.is_part else self.lineage
+        initial = [] if lineage is None else [name for name, _ in (*lineage.initial, *lineage.layouts)]
+        initial += [] if lineage is None else [self.initial_file]
         # The document that makes it a store goes first: what is left by an interruption is not taken for one.
-        for name in (STORE, *documents, *ranks):
+        for name in (STORE, *initial, *([] if self.is_part else [self.lineage_file]), *ranks):
             if self.files.exists(name):
                 self.files.delete(name)
 
@@ -243,11 +242,10 @@ class DeltaStore(StoreUpkeep):
             raise StoreMismatchError(expected("store", rule, f"version {self.version}", remedy))
         if not 0 <= rank < self.world_size:
             raise StoreMismatchError(expected("rank", f"below the store's world size {self.world_size}", rank))
-        known = () if self.is_part else self.pieces
         return StoreWriter(
             self._files,
             self.store_id,
-            with_pieces(self.signature, known if pieces is None else pieces),
+            with_pieces(self.signature, self.pieces if pieces is None else pieces),
             self.settings,
             rank=rank,
             segment_bytes=segment_bytes,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lightning_unlearn.types import IndexCodec
 
-__all__ = ["Bytes", "Positions", "decode_gaps", "decode_positions", "encode_positions"]
+__all__ = ["Bytes", "Positions", "chosen_code", "decode_gaps", "decode_positions", "encode_positions"]
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Positions: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int32]
@@ -59,22 +59,51 @@ def encode_positions(positions: Positions, numel: int) -> tuple[IndexCodec, Byte
         return IndexCodec.DENSE, np.empty(0, np.uint8)
     if kept == 0:
         return IndexCodec.GAP8, np.empty(0, np.uint8)
-    mask_bytes, block_bytes = -(-numel // 8), 2 * kept + 4 * -(-numel // 2**16)
-    if mask_bytes * _TOLERANCE < kept:
+    if _mask_is_shorter(kept, numel):  # said before the gaps, which then need not be formed
         return IndexCodec.BITMASK, _bitmask(positions, numel)
     gaps = _gaps(positions, numel)
     wide = np.flatnonzero(gaps >= _ESCAPE)
     if not wide.size:
         return IndexCodec.GAP8, gaps.astype(np.uint8)
     escapes = gaps[wide] // _ESCAPE
-    gap_bytes = kept + int(escapes.sum())
-    shortest = min(mask_bytes, block_bytes, gap_bytes)
-    if block_bytes <= shortest * _TOLERANCE:
-        return IndexCodec.BLOCK16, _block16(positions, numel)
-    if gap_bytes > shortest * _TOLERANCE:
-        return IndexCodec.BITMASK, _bitmask(positions, numel)
+    codec, _ = chosen_code(kept, numel, int(escapes.sum()))
+    if codec is IndexCodec.BLOCK16:
+        return codec, _block16(positions, numel)
+    if codec is IndexCodec.BITMASK:
+        return codec, _bitmask(positions, numel)
     gaps[wide] -= escapes * _ESCAPE
-    return IndexCodec.GAP8, np.insert(gaps.astype(np.uint8), np.repeat(wide, escapes), _ESCAPE)
+    return codec, np.insert(gaps.astype(np.uint8), np.repeat(wide, escapes), _ESCAPE)
+
+
+def _mask_is_shorter(kept: int, numel: int) -> bool:
+    return -(-numel // 8) * _TOLERANCE < kept
+
+
+def chosen_code(kept: int, numel: int, escapes: float) -> tuple[IndexCodec, float]:
+    """Which code `encode_positions` takes, and the bytes of it.
+
+    Args:
+        kept: Number of positions.
+        numel: Number of entries of the layer.
+        escapes: How many bytes of 255 `GAP8` needs: each stands for 255 entries that were left out. May be an
+            expectation, of positions that are not known yet.
+
+    >>> chosen_code(100, 1000, 0), chosen_code(300, 1000, 0), chosen_code(100, 100_000, 300)
+    ((<IndexCodec.GAP8: 3>, 100), (<IndexCodec.BITMASK: 1>, 125), (<IndexCodec.BLOCK16: 4>, 208))
+    """
+    if kept == numel:
+        return IndexCodec.DENSE, 0
+    if kept == 0:
+        return IndexCodec.GAP8, 0
+    mask_bytes, block_bytes, gap_bytes = -(-numel // 8), 2 * kept + 4 * -(-numel // 2**16), kept + escapes
+    shortest = min(mask_bytes, block_bytes, gap_bytes)
+    if _mask_is_shorter(kept, numel):
+        return IndexCodec.BITMASK, mask_bytes
+    if block_bytes <= shortest * _TOLERANCE:
+        return IndexCodec.BLOCK16, block_bytes
+    if gap_bytes > shortest * _TOLERANCE:
+        return IndexCodec.BITMASK, mask_bytes
+    return IndexCodec.GAP8, gap_bytes
 
 
 def _from_mask(data: Bytes, kept: int, numel: int) -> npt.NDArray[np.int64]:

@@ -51,9 +51,8 @@ class StoreUpkeep(StoreView):
         if self.is_part or any(damage.file == self.lineage_file for damage in report.damages):
             return report
         try:
-            self.refresh()
-            missing = self.missing_ranks
-        except LightningUnlearnError:  # a commit is damaged, which is in the report
+            missing = StoreView(self._files).missing_ranks
+        except (LightningUnlearnError, OSError):  # a commit cannot be read, which is in the report
             return report
         problem = "a part that its rank recorded on another node, and that was not joined yet"
         absent = [Damage(rank_directory(rank), problem, repairable=False) for rank in missing]

@@ -1,35 +1,26 @@
-"""Reading a store: its documents, lookups, deltas, weights and lineage."""
+"""Reading a store: look-ups, deltas, and whether all that was recorded is here."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
 
-from lightning_unlearn.exceptions import StoreMismatchError
-from lightning_unlearn.store.documents import digest_of
+from lightning_unlearn.exceptions import MissingDeltaError
 from lightning_unlearn.store.index import Ranges, in_ranges
 from lightning_unlearn.store.info import StoreInfo
 from lightning_unlearn.store.maintenance import total_bytes
-from lightning_unlearn.store.opening import corrupted
-from lightning_unlearn.store.place import INITIAL, LINEAGE, STORE, StorePlace
+from lightning_unlearn.store.reader import StoreReader
 from lightning_unlearn.store.records import check_ids
-from lightning_unlearn.types import (
-    LayerDelta,
-    ModelSignature,
-    ModelState,
-    SampleId,
-    StepRecord,
-    StepStatus,
-)
-from lightning_unlearn.utilities.checks import expected, shorten
-from lightning_unlearn.utilities.file_views import DAMAGE
-from lightning_unlearn.utilities.parameters import model_signature, tensors_digest
+from lightning_unlearn.store.store_documents import INITIAL, LINEAGE, STORE, StoreDocuments
+from lightning_unlearn.types import LayerDelta, SampleId, StepRecord, StepStatus
+from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.files import Files
 
 __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
+
+_ATTEMPTS = 5
 
 
 def _median(errors: npt.NDArray[np.float32]) -> float | None:
@@ -37,11 +28,77 @@ def _median(errors: npt.NDArray[np.float32]) -> float | None:
     return float(np.median(measured)) if measured.size else None
 
 
-class StoreView(StorePlace):
+class StoreView(StoreDocuments):
     """The reading half of `DeltaStore`.
 
     Reading sees what was committed when the store was opened or last refreshed. The model is never needed.
     """
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files)
+        self._reader: StoreReader | None = None
+        self._complete = False
+
+    @property
+    def reader(self) -> StoreReader:
+        """The view of all ranks' steps that was committed at the last refresh.
+
+        Raises:
+            MissingDeltaError: parts of the store, which ranks of other nodes recorded there, are not here.
+        """
+        if not self._complete:
+            self.check_complete()
+        return self.here
+
+    @property
+    def here(self) -> StoreReader:
+        """What the last refresh found in this place, whether or not parts of other nodes are missing."""
+        if self._reader is None:
+            self._reader = StoreReader(self._files, self.store_id, self.signature, self.world_size)
+            self._lineage = None  # which names the pieces that these steps may be in
+        return self._reader
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        """Ranks without steps that known weights contain: they recorded on other nodes, and are to be joined."""
+        known = self.lineage.n_steps
+        # Rank 0 cannot be one of them: it made the store.
+        return tuple(rank for rank, commit in enumerate(self.here.commits) if rank and commit.n_steps < known)
+
+    def check_complete(self) -> None:
+        """Check that every rank's steps are here.
+
+        Raises:
+            MissingDeltaError: some recorded theirs on another node, and were not joined yet.
+        """
+        for _ in range(_ATTEMPTS):
+            missing, found = self.missing_ranks, (self.lineage.n_steps, self.here.commits)
+            if not missing:
+                break
+            self.refresh()  # a writer that goes on may have changed one document between the readings of both
+            if found == (self.lineage.n_steps, self.here.commits):
+                break
+        if missing:
+            rule = f"whole, with {self.lineage.n_steps} steps of each of its {self.world_size} ranks"
+            remedy = f"Join them from the nodes that recorded them: `lightning-unlearn store join {self.url} PART ...`."
+            got = f"no part of rank {', '.join(map(str, missing))}"
+            raise MissingDeltaError(expected("store", rule, got, remedy))
+        self._complete = True
+
+    @property
+    def n_steps(self) -> int:
+        """Number of recorded steps that every rank has committed."""
+        return self.reader.n_steps
+
+    def refresh(self) -> None:
+        """See what was committed since.
+
+        Raises:
+            StoreCorruptedError: a document is damaged.
+        """
+        self._reader = self._lineage = None
+        self._complete = False
+        _ = self.here, self.lineage
 
     def info(self) -> StoreInfo:
         """What the store holds; reads every head and every id, but no delta."""
@@ -125,97 +182,3 @@ class StoreView(StorePlace):
     def edited_steps(self, ranges: Ranges) -> int:
         """Number of steps in the ranges before which something other than an optimizer changed the weights."""
         return int(in_ranges(np.flatnonzero(self.reader.index.edited), ranges).sum())
-
-    def initial_weights(self) -> dict[str, Tensor]:
-        """Parameters and float buffers at the start, by name.
-
-        Parameters of which only a digest was kept, because they were frozen, are left out: see `check_frozen`.
-
-        Raises:
-            StoreCorruptedError: a file is missing or damaged.
-        """
-        added = [self._read_initial(name, digest) for name, digest in self.lineage.initial]
-        weights = self._read_initial(self.initial_file, self._initial_digest)
-        return {name: tensor for part in (weights, *added) for name, tensor in part.items()}
-
-    def _read_initial(self, name: str, digest: str) -> dict[str, Tensor]:
-        try:
-            data = self._files.read(name)
-            if digest_of(data) != digest:
-                raise ValueError("the file does not fit its checksum")
-        except DAMAGE as error:
-            raise corrupted(name, [], error) from error
-        return load_tensors(data)
-
-    def check_frozen(self, module: nn.Module, known: Collection[str] = ()) -> None:
-        """Check that parameters whose initial values are not in the store are still what they were at the start.
-
-        Args:
-            module: The module.
-            known: Names that need not be checked, because `initial_weights` has them.
-
-        Raises:
-            StoreMismatchError: one of them changed, or is not there.
-        """
-        parameters = dict(module.named_parameters())
-        self.check_unchanged({name: parameters.get(name) for name in self.frozen if name not in known})
-
-    def check_unchanged(self, tensors: Mapping[str, Tensor | None]) -> None:
-        """Check that parameters that were frozen as the recording began have the values that they had then.
-
-        Raises:
-            StoreMismatchError: one of them was not frozen, changed, or is not there.
-        """
-        changed = self.changed_since_start(tensors)
-        if changed:
-            rule = "one whose frozen parameters are what they were as the recording began"
-            remedy = (
-                "Load the base model that was fine-tuned; what is to change by anything but an optimizer must require "
-                "gradients as the recording begins, or be a buffer."
-            )
-            raise StoreMismatchError(expected("model", rule, f"other values of {shorten(changed)}", remedy))
-
-    def changed_since_start(self, tensors: Mapping[str, Tensor | None]) -> list[str]:
-        """Names of those that were not frozen as the recording began, have other values now, or are not there."""
-        return [
-            name
-            for name, tensor in tensors.items()
-            if tensor is None or tensors_digest({name: tensor}) != self.frozen.get(name)
-        ]
-
-    def check_model(self, module: nn.Module) -> None:
-        """Check that a module has the recorded parameters (and buffers, where they were recorded).
-
-        Raises:
-            StoreMismatchError: names or shapes differ; the message names the first differing layers.
-        """
-        self.check_signature(model_signature(module))
-
-    def check_signature(self, signature: ModelSignature) -> None:
-        """`check_model` for names and shapes.
-
-        Raises:
-            StoreMismatchError: as there.
-        """
-
-        def shapes(signature: ModelSignature) -> dict[str, tuple[int, ...]]:
-            kinds = ("parameter", "buffer") if self.settings.buffers == "record" else ("parameter",)
-            return {layer.name: layer.shape for layer in signature.layers if layer.kind in kinds}
-
-        recorded, given = shapes(self.signature), shapes(signature)
-        differing = [
-            f"{name}: {recorded.get(name, 'not recorded')} in the store, {given.get(name, 'missing')} in the model"
-            for name in {**recorded, **given}
-            if recorded.get(name) != given.get(name)
-        ]
-        if differing:
-            remedy = "Use the store that was recorded with this model."
-            raise StoreMismatchError(expected("model", f"the one of {self.url}", shorten(differing), remedy))
-
-    def state_of(self, digest: str) -> ModelState | None:
-        """The latest known state with these weights (`weights_digest`), or `None`."""
-        return self.lineage.state_of(digest)
-
-    def shortest_state_of(self, digest: str) -> ModelState | None:
-        """Of the states with these weights the one that the fewest steps led to, for who goes through them again."""
-        return self.lineage.shortest_state_of(digest)

@@ -22,13 +22,17 @@ from lightning_unlearn.utilities.checks import expected, shorten
 
 __all__ = [
     "WholeWeights",
+    "check_fits",
     "check_original_parameters",
+    "is_piece",
     "is_sharded",
     "load_whole",
     "named_buffers",
     "named_parameters",
+    "reshard",
     "sharding_root",
     "sharding_units",
+    "under_fsdp1",
     "whole_tensors",
 ]
 
@@ -98,6 +102,36 @@ def sharding_root(module: nn.Module) -> nn.Module:
     return module
 
 
+def is_piece(tensor: Tensor) -> bool:
+    """Whether a tensor is this process's part of one: a `DTensor`, or a parameter under FSDP1.
+
+    >>> is_piece(torch.ones(1))
+    False
+    """
+    return isinstance(tensor, DTensor) or bool(getattr(tensor, "_fsdp_flattened", False))
+
+
+def under_fsdp1(module: nn.Module, root: nn.Module | None = None) -> bool:
+    """Whether FSDP1 shards a module or parts of it, where `is_sharded` says yes for FSDP2 and `DTensor`s as well."""
+    above = sharding_root(module) if root is None else root
+    return any(isinstance(one, FullyShardedDataParallel) for one in (above, *module.modules())) or any(
+        is_piece(one) and not isinstance(one, DTensor) for one in module.parameters()
+    )
+
+
+def reshard(module: nn.Module, root: nn.Module | None = None) -> None:
+    """Have FSDP2 let go of parameters that it has gathered for a forward, so that they are `DTensor`s again.
+
+    After a forward without a backward the outermost FSDP2 module shows gathered parameters, in the precision of the
+    forward; what is written to those is lost. Where nothing is gathered, and without FSDP2, nothing happens.
+
+    >>> reshard(nn.Linear(1, 1))
+    """
+    for one in {*(sharding_root(module) if root is None else root).modules(), *module.modules()}:
+        if isinstance(one, FSDPModule):
+            one.reshard()
+
+
 def is_sharded(module: nn.Module, root: nn.Module | None = None) -> bool:
     """Whether parameters or buffers of a module are distributed: `DTensor`s, or under FSDP1 (also with one process).
 
@@ -113,7 +147,7 @@ def is_sharded(module: nn.Module, root: nn.Module | None = None) -> bool:
     tensors = [*module.parameters(), *module.buffers()]
     above = sharding_root(module) if root is None else root
     return (
-        any(isinstance(tensor, DTensor) or getattr(tensor, "_fsdp_flattened", False) for tensor in tensors)
+        any(map(is_piece, tensors))
         or any(isinstance(one, FSDPModule | FullyShardedDataParallel) for one in module.modules())
         or isinstance(above, FSDPModule | FullyShardedDataParallel)
     )
@@ -163,9 +197,7 @@ def whole_tensors(module: nn.Module, *, everywhere: bool = True, root: nn.Module
     above = sharding_root(module) if root is None else root
     check_original_parameters(module, above)
     sharded = is_sharded(module, above)
-    for one in {*above.modules(), *module.modules()} if sharded else ():
-        if isinstance(one, FSDPModule):
-            one.reshard()  # after a forward without a backward the root shows gathered parameters, in another dtype
+    reshard(module, above)
     parameters, buffers = named_parameters(module), named_buffers(module)
     trainable = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
     found: dict[str, Tensor] = {name: one.detach() for name, one in parameters.items()} | buffers
@@ -240,7 +272,7 @@ def _gathered_units(module: nn.Module, root: nn.Module, keep: bool) -> Iterator[
         unit = unit_of.get(id(parent._parameters))
         if unit is not None:
             members.setdefault(id(unit), []).append((_users_name(module, name), parent, last))
-        elif getattr(parameter, "_fsdp_flattened", False):
+        elif is_piece(parameter) and not isinstance(parameter, DTensor):
             lost.append(_users_name(module, name))
     if lost:
         rule, remedy = "the outermost FSDP module", "Pass `root=trainer.strategy.model`."
@@ -273,8 +305,22 @@ def load_whole(module: nn.Module, weights: WholeWeights) -> None:
     """
     if is_sharded(module):
         raise UnsupportedStrategyError(expected("module", "a module that is not sharded", type(module).__name__))
-    given: dict[str, Tensor] = weights.parameters | weights.buffers | weights.counters
     targets: dict[str, Tensor] = {**named_parameters(module), **named_buffers(module)}
+    given = check_fits(weights, targets)
+    for name, target in targets.items():
+        target.copy_(given[name])
+
+
+def check_fits(weights: WholeWeights, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Check that whole tensors have the names and shapes of a module's parameters and buffers.
+
+    Returns:
+        All tensors of `weights` by name.
+
+    Raises:
+        ValueError: they have not, or they are another process' (on the `meta` device).
+    """
+    given: dict[str, Tensor] = weights.parameters | weights.buffers | weights.counters
     if differing := sorted(given.keys() ^ targets.keys()):
         raise ValueError(expected("weights", "with the names of the module's tensors", shorten(differing)))
     for name, target in targets.items():
@@ -284,5 +330,4 @@ def load_whole(module: nn.Module, weights: WholeWeights) -> None:
         if given[name].is_meta:
             remedy = "Gather them with `everywhere=True`."
             raise ValueError(expected(f"weights[{name!r}]", "on this process", "a tensor of another one", remedy))
-    for name, target in targets.items():
-        target.copy_(given[name])
+    return given

@@ -90,10 +90,12 @@ def data_of(kind, processes=2):
     return loader(IdDataset(SAMPLES), batch_size=GLOBAL_BATCH // replicas, sampler=sampler)
 
 
-def train(kind, store=None, processes=2, *, module=None, resume=None, callbacks=(), trainer=None, **recorder):
+def train(
+    kind, store=None, processes=2, *, module=None, resume=None, callbacks=(), trainer=None, strategy=None, **recorder
+):
     """Run on every process: the whole weights after the training, by name."""
     module = Cut(kind) if module is None else module
     recorders = [] if store is None else [DeltaRecorder(store, **recorder)]
-    fitted = trainer_of(kind, processes, callbacks=[*recorders, *callbacks], **(trainer or {}))
+    fitted = trainer_of(kind, processes, strategy, callbacks=[*recorders, *callbacks], **(trainer or {}))
     fitted.fit(module, data_of(kind, processes), ckpt_path=resume)
     return {name: one.clone() for name, one in whole_tensors(module).parameters.items()}

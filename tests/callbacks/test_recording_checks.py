@@ -8,6 +8,8 @@ from lightning.pytorch.strategies import (
     FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
+    SingleDeviceXLAStrategy,
+    XLAStrategy,
 )
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -53,6 +55,45 @@ def test_strategies():
         check_strategy(DDPStrategy(model_averaging_period=2))
     with pytest.raises(UnsupportedStrategyError, match="DeepSpeedStrategy"):
         check_strategy(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+
+
+class UsersDeepSpeed(DeepSpeedStrategy):
+    """What a user derives; it cannot be made without the package."""
+
+    def __init__(self):
+        self._root_device = torch.device("cpu")
+
+
+def test_deep_speed_is_refused_before_training_whoever_derives_from_it(tmp_path, monkeypatch):
+    trainer, recorder, model = quiet_trainer(), DeltaRecorder(tmp_path / "store"), BoringClassifier()
+    monkeypatch.setattr(type(trainer), "strategy", UsersDeepSpeed())
+    with pytest.raises(UnsupportedStrategyError, match=r"a single device, DDP, FSDP.*'UsersDeepSpeed'.*'ddp'"):
+        recorder.setup(trainer, model, "fit")
+    assert not (tmp_path / "store").exists()
+
+
+class SingleHPUStrategy(SingleDeviceStrategy):
+    """As in the package for these devices."""
+
+
+class HPUDDPStrategy(DDPStrategy):
+    """As in the package for these devices."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        lambda: XLAStrategy.__new__(XLAStrategy),
+        lambda: SingleDeviceXLAStrategy.__new__(SingleDeviceXLAStrategy),
+        lambda: SingleHPUStrategy(torch.device("hpu", 0)),
+        lambda: HPUDDPStrategy(parallel_devices=[torch.device("hpu", 0)]),
+    ],
+    ids=["XLAStrategy", "SingleDeviceXLAStrategy", "SingleHPUStrategy", "HPUDDPStrategy"],
+)
+def test_devices_that_compute_later_are_refused_by_name(strategy):
+    made = strategy()
+    with pytest.raises(UnsupportedStrategyError, match=rf"CPU, CUDA or MPS, but got '{type(made).__name__} on"):
+        check_strategy(made)
 
 
 class Stream(IterableDataset):

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from lightning_unlearn.callbacks.recording_session import recorded_weights
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, keep_settings, trainable_share
 from lightning_unlearn.types import RecordingSettings
 
@@ -49,9 +50,14 @@ def test_what_is_left_open_is_taken_from_the_store_that_is_continued():
     assert requested(0.2, "float32").resolve(0.001, recorded) == requested(0.2, "float32").base
 
 
+def share_of(module):
+    weights = recorded_weights(module)
+    return trainable_share(weights.parameters, weights.trainable)
+
+
 def test_the_share_counts_entries_and_tied_parameters_once():
     net = nn.Sequential(nn.Linear(4, 4, bias=False).requires_grad_(False), nn.Linear(4, 4, bias=False))
-    assert trainable_share(net) == 0.5
+    assert share_of(net) == 0.5
     net[1].weight = net[0].weight
-    assert trainable_share(net) == 0.0
-    assert trainable_share(nn.ReLU()) == 1.0
+    assert share_of(net) == 0.0
+    assert share_of(nn.ReLU()) == 1.0

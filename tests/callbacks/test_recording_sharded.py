@@ -1,13 +1,21 @@
 """What several processes record of layers that are whole, or in pieces, is what one process records."""
 
+import shutil
+
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_unlearn.functional.pruning import largest_entries
+from lightning_unlearn.deltas.accumulate import subtract_from
+from lightning_unlearn.deltas.request import DeletionRequest
+from lightning_unlearn.exceptions import LightningUnlearnError, UnsupportedStrategyError
+from lightning_unlearn.functional.pruning import kept_count, largest_entries, random_entries
 from lightning_unlearn.functional.selection import Selector
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.parameters import tensors_digest
-from tests.callbacks.sharded_training import DENSE, GLOBAL_BATCH, KINDS, STEPS, train
+from lightning_unlearn.utilities.sharded import local_part
+from tests.callbacks.sharded_training import DENSE, EPOCHS, GLOBAL_BATCH, KINDS, STEPS, Cut, train
 from tests.helpers.replay import replayed
 
 KEEP = 0.3
@@ -108,3 +116,139 @@ def test_every_process_records_the_piece_it_holds(recordings, kind):
         sizes = [int(part.step.entries["kept"].sum()) for part in dense.reader.parts(step)]
         assert sum(sizes) == sum(one.numel() for one in weights.values())
         assert max(sizes) <= 0.75 * sum(sizes)
+
+
+def refused(kind, store, settings):
+    """What a recording says instead of beginning, and whether there is a store."""
+    with pytest.raises(UnsupportedStrategyError) as raised:
+        train(kind, store, **settings)
+    return str(raised.value), DeltaStore.exists(store)
+
+
+def test_anchors_of_shards_are_refused_before_anything_is_written(gloo_pool, tmp_path):
+    for message, exists in gloo_pool.run(refused, "fsdp2", str(tmp_path / "store"), {"anchor_every": 2}):
+        assert "anchor_every" in message
+        assert "distributed" in message
+        assert not exists
+
+
+class Breaks(Callback):
+    """Makes one entry of one process' piece infinite, in the middle of a step."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 1 and trainer.global_rank == 1:
+            with torch.no_grad():
+                local_part(pl_module.net.hidden.weight.grad).fill_(float("nan"))
+
+
+def broken(store, settings):
+    with pytest.raises(LightningUnlearnError) as raised:
+        train("fsdp2", store, callbacks=[Breaks()], **settings)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0.3}, {"keep": 1.0}, {"keep": 0.3, "criterion": "random"}])
+def test_all_processes_are_told_what_is_not_finite_on_one(gloo_pool, tmp_path, settings):
+    for message in gloo_pool.run(broken, str(tmp_path / "store"), settings):
+        assert "infinite or NaN in step 1" in message
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "tensor"])
+def test_every_rule_of_selection_is_that_of_one_process(gloo_pool, recordings, tmp_path, kind, scope, criterion):
+    if (scope, criterion) == ("layer", "magnitude"):
+        pytest.skip("what is kept of a layer is tested above")
+    settings = {"keep": KEEP, "value_dtype": "float32", "scope": scope, "criterion": criterion, "seed": 5}
+    dense, _, weights = recordings(kind)
+    gloo_pool.run(train, kind, str(tmp_path / "store"), **settings)
+    store = DeltaStore.open(tmp_path / "store")
+    names = [layer.name for layer in store.signature.layers]
+    sizes = [weights[name].numel() for name in names]
+    for step in range(STEPS):
+        changes = [whole(dense.read(step)[name], size) for name, size in zip(names, sizes, strict=True)]
+        flat = torch.cat(changes)
+        if criterion == "magnitude":
+            chosen = largest_entries(flat, kept_count(flat.numel(), KEEP), Selector())
+        elif scope == "global":
+            chosen = random_entries(flat.numel(), kept_count(flat.numel(), KEEP), (5, step))
+        else:
+            starts = [sum(sizes[:number]) for number in range(len(sizes))]
+            drawn = [
+                random_entries(size, kept_count(size, KEEP), (5, step, number)) for number, size in enumerate(sizes)
+            ]
+            chosen = torch.cat([start + places.long() for start, places in zip(starts, drawn, strict=True)])
+        wanted = torch.zeros_like(flat)
+        wanted[chosen.long()] = flat[chosen.long()]
+        found = torch.cat(
+            [
+                whole(store.read(step)[name], size) if name in store.read(step) else torch.zeros(size)
+                for name, size in zip(names, sizes, strict=True)
+            ]
+        )
+        assert torch.equal(found, wanted)
+
+
+def interrupted(kind, store, folder, distributed):
+    """Train one epoch, and one more in a branch that is given up; then again from the checkpoint of the first."""
+    if kind == "fsdp2":
+        strategy = {"save_distributed_checkpoint": distributed}
+    else:
+        strategy = {"state_dict_type": "sharded" if distributed else "full"} if kind == "fsdp1" else {}
+    checkpoint = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    settings = {"enable_checkpointing": True}
+    first = Cut(kind)
+    train(kind, store, module=first, callbacks=[checkpoint], strategy=strategy, trainer=settings, **DENSE)
+    again = Cut(kind)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    return train(kind, store, module=again, resume=f"{folder}/epoch=0.ckpt", strategy=strategy, **DENSE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "distributed"), [("ddp", False), ("fsdp2", True), ("fsdp2", False), ("fsdp1", True), ("fsdp1", False)]
+)
+def test_a_resumed_recording_is_one_that_was_not_interrupted(gloo_pool, recordings, tmp_path, kind, distributed):
+    dense, _, weights = recordings(kind)
+    resumed, _ = gloo_pool.run(interrupted, kind, str(tmp_path / "store"), str(tmp_path / "checkpoints"), distributed)
+    store = DeltaStore.open(tmp_path / "store")
+    assert store.n_steps == STEPS
+    assert store.pieces == dense.pieces
+    assert store.state_of(tensors_digest(resumed)).ranges == ((0, STEPS),)
+    found = replayed(store)
+    assert all(torch.allclose(found[name].float(), resumed[name], atol=1e-6) for name in resumed)
+    # Resumed from a full checkpoint, FSDP1's optimizer goes another way, with the recorder and without.
+    same = STEPS // EPOCHS if (kind, distributed) == ("fsdp1", False) else STEPS
+    assert same < STEPS or all(torch.equal(resumed[name], weights[name]) for name in weights)
+    for step in range(STEPS):
+        assert store.record(step).sample_ids == dense.record(step).sample_ids
+        ours, theirs = store.read(step), dense.read(step)
+        assert all(torch.equal(ours[name].values, theirs[name].values) for name in theirs) or step >= same
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp1", "tensor"])
+def test_one_process_forgets_and_goes_on_from_what_two_recorded(recordings, tmp_path, kind):
+    _, pruned, weights = recordings(kind)
+    copy = shutil.copytree(pruned.url, tmp_path / "store")
+    model = Cut(alone_of(kind))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    store = DeltaStore.open(copy)
+    plan = DeletionRequest([3, 11]).plan(store, model, scale="step")
+    assert plan.steps.tolist() == [step for step in range(STEPS) if {3, 11} & set(store.record(step).sample_ids)]
+    wanted = {name: one.double() for name, one in weights.items()}
+    for step in plan.steps.tolist():
+        for name, delta in store.read(step).items():
+            wanted[name] = wanted[name] - whole(delta, wanted[name].numel()).view(wanted[name].shape)
+    subtract_from(dict(model.named_parameters()), store, plan.amounts)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach(), wanted[name].float())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    train(alone_of(kind), str(copy), 1, module=model, keep=KEEP, value_dtype="float32")
+    again = DeltaStore.open(copy)
+    assert again.n_steps == 2 * STEPS
+    assert all(set(again.read(step)) == set(weights) for step in range(2 * STEPS))

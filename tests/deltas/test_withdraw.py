@@ -98,6 +98,18 @@ def test_steps_that_only_one_rank_has_committed_are_dropped_as_well(tmp_path):
     assert [commit.n_steps for commit in DeltaStore.open(tmp_path / "s").reader.commits] == [TRAINED, TRAINED]
 
 
+def withdraw_here(url, entry_id):
+    withdraw_pass(DeltaStore.open(url), entry_id=entry_id, n_steps=TRAINED)
+
+
+def test_all_processes_of_a_pass_take_it_back_at_once(gloo_pool, tmp_path):
+    store, module = trained(tmp_path / "s", 2)
+    before = store.lineage
+    entry_id = passed(store, module)
+    gloo_pool.run(withdraw_here, str(tmp_path / "s"), entry_id)
+    check_withdrawn(tmp_path / "s", before, entry_id)
+
+
 def test_an_open_writer_is_told(tmp_path):
     store, module = trained(tmp_path / "s")
     entry_id = passed(store, module)

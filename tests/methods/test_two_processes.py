@@ -43,12 +43,12 @@ def dataset(seed=0):
     )
 
 
-def watched(batch_size, processes):
+def watched(batch_size, processes, strategy="ddp", model=None):
     """Weights and notes after a pass that is stopped by what held-out data say."""
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
-    model = Smooth()
-    trainer = {"accelerator": "cpu"} | ({"strategy": "ddp", "devices": processes} if processes > 1 else {"devices": 1})
+    model = Smooth() if model is None else model()
+    trainer = {"accelerator": "cpu", "devices": processes} | ({"strategy": strategy} if processes > 1 else {})
     result = unlearn(
         model,
         FORGET,
@@ -74,11 +74,11 @@ def edit(name):
     return torch.cat([one.detach().double().flatten() for one in result.model.parameters()]).tolist()
 
 
-def forget(name, batch_size, processes):
+def forget(name, batch_size, processes, strategy="ddp", model=None):
     """Weights after a pass in which every batch is the whole of its part."""
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
-    model = Smooth()
+    model = Smooth() if model is None else model()
     known = inspect.signature(METHODS[name]).parameters
     settings = {"stop": None} if "stop" in known else {}
     settings |= {"max_steps": 4} if "max_steps" in known else {}
@@ -86,7 +86,9 @@ def forget(name, batch_size, processes):
     settings |= {"draw": "sample"} if "draw" in known else {}
     # The model is untrained and seeded with 0: a teacher drawn with the same seed would be the same network.
     settings |= {"seed": 7} if "seed" in known else {}
-    trainer = {"accelerator": "cpu"} | ({"strategy": "ddp", "devices": processes} if processes > 1 else {"devices": 1})
+    trainer = {"accelerator": "cpu"} | (
+        {"strategy": strategy, "devices": processes} if processes > 1 else {"devices": 1}
+    )
     by_class = torch.nonzero(dataset().tensors[1] == EVEN).flatten().tolist()
     result = unlearn(
         model,

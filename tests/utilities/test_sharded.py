@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from lightning_unlearn.utilities.sharded import global_sums, local_part, local_part_like
+from lightning_unlearn.utilities.sharded import global_sums, held_part, is_cut, local_part, local_part_like
 from tests.helpers.distributed import GlooPool
 from tests.helpers.sharding import counted_reductions, cpu_mesh, lay_out
 
@@ -181,3 +181,42 @@ def test_a_mesh_leaves_no_group_in_the_pool(gloo_pool):
     before = gloo_pool.run(groups_left)
     gloo_pool.run(mixed_sums)
     assert gloo_pool.run(groups_left) == before
+
+
+def held_places():
+    """For tensors that are cut along one dimension: whether the description gives the entries that are held."""
+    found = []
+    with cpu_mesh(2) as mesh:
+        for shape, dimension in [
+            ((7, 5), 0),
+            ((4, 6), 1),
+            ((3, 4, 5), 1),
+            ((3, 4, 5), 2),
+            ((1,), 0),
+            ((5,), 0),
+            ((1, 1, 6), 2),
+        ]:
+            whole = torch.arange(float(torch.Size(shape).numel()))
+            tensor = lay_out(whole.view(shape), mesh, [Shard(dimension)])
+            start, sizes, strides = held_part(tensor)
+            found.append(torch.equal(whole.as_strided(sizes, strides, start).flatten(), local_part(tensor).flatten()))
+        replicated = lay_out(torch.ones(4, 6), mesh, [Replicate()])
+        found.append(held_part(replicated) == (0, (24,), (1,)) and not is_cut(replicated))
+        found.append(is_cut(lay_out(torch.ones(1), mesh, [Shard(0)])))
+    return found
+
+
+def test_what_is_held_of_a_tensor_is_told_by_start_shape_and_strides(gloo_pool):
+    assert gloo_pool.run(held_places) == [[True] * 9] * 2
+
+
+def test_terms_of_a_sum_are_no_entries(gloo_pool):
+    assert gloo_pool.run(partial_is_refused) == [True, True]
+
+
+def partial_is_refused():
+    with cpu_mesh(2) as mesh:
+        tensor = DTensor.from_local(torch.ones(2), mesh, [Partial()])
+        with pytest.raises(ValueError, match="replicated or sharded"):
+            held_part(tensor)
+    return True
