@@ -16,6 +16,7 @@ from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.distributed import gather, on_rank_zero
 from lightning_unlearn.utilities.sharded import local_part, local_part_like
 
 __all__ = ["Anchored", "WeightAnchor"]
@@ -92,8 +93,7 @@ class WeightAnchor:
             remedy = "Pass the checkpoint, or the store, that holds those weights as `anchor`."
             raise MissingRequirementError(expected("ckpt_path", rule, got, remedy))
         elif not self._moving:
-            self._store = self._recorded(trainer)
-            self._known = {} if self._store is None else self._store.initial_weights()
+            self._store, self._known = self._recorded(trainer)
             self._alike = [one for one in _anchors(trainer) if one is not self and one.is_start]
         self._check(complete=self._source is not None)
         self.current()
@@ -138,27 +138,28 @@ class WeightAnchor:
         if "store_id" not in state:
             values: Mapping[str, Tensor] = state["values"]
             return values
-        for store in _recording_stores(trainer):
+        for store, weights in _recording_stores(trainer):
             if store.store_id == state["store_id"]:
                 self._store = store
-                return store.initial_weights()
+                return weights
         rule, remedy = (
             "resumed with the `DeltaRecorder` whose store holds the initial weights",
             "Or pass it as `anchor`.",
         )
         raise MissingRequirementError(expected("training", rule, "resumed without it", remedy))
 
-    def _recorded(self, trainer: Trainer) -> DeltaStore | None:
-        """A store that holds just the weights that the training starts from."""
+    def _recorded(self, trainer: Trainer) -> tuple[DeltaStore | None, Mapping[str, Tensor]]:
+        """A store that holds just the weights that the training starts from, and these weights."""
         active = {name: one for name, one in self._parameters.items() if one.requires_grad}
-        for store in _recording_stores(trainer):
-            known = store.initial_weights()
-            if all(
-                name in known and torch.equal(known[name], local_part(one).detach().cpu())
+        for store, known in _recording_stores(trainer):
+            same = all(
+                name in known and torch.equal(local_part_like(known[name], one).cpu(), local_part(one).detach().cpu())
                 for name, one in active.items()
-            ):
-                return store
-        return None
+            )
+            # One answer for all processes: of a small layer one of them may hold everything, and another nothing.
+            if trainer.strategy.reduce_boolean_decision(same, all=True):
+                return store, known
+        return None, {}
 
     def _check(self, *, complete: bool) -> None:
         trained = [name for name, one in self._parameters.items() if one.requires_grad]
@@ -201,11 +202,17 @@ def _anchors(trainer: Trainer) -> list[WeightAnchor]:
     return [one.weight_anchor for one in callbacks if isinstance(one, Anchored)]
 
 
-def _recording_stores(trainer: Trainer) -> list[DeltaStore]:
+def _recording_stores(trainer: Trainer) -> list[tuple[DeltaStore, Mapping[str, Tensor]]]:
+    """Stores of this training, and the weights that they began with; collective, for all stores on all ranks alike."""
     callbacks: list[Any] = vars(trainer)["callbacks"]
     stores = [one.store for one in callbacks if isinstance(one, DeltaRecorder)]
-    # Ranks of another node may have a part, which holds no weights; their own copy has the same values.
-    return [store for store in stores if store is not None and not store.is_part]
+    return [(store, _initial_weights(trainer, store)) for store in stores if store is not None]
+
+
+def _initial_weights(trainer: Trainer, store: DeltaStore) -> Mapping[str, Tensor]:
+    if any(gather(trainer.strategy, store.is_part)):  # ranks of another node than rank 0's: no weights are there
+        return on_rank_zero(trainer.strategy, store.initial_weights)
+    return store.initial_weights()
 
 
 def _whole(value: Tensor, parameter: Tensor) -> Tensor:

@@ -116,11 +116,12 @@ def join_parts(url: str | os.PathLike[str], parts: Sequence[str | os.PathLike[st
 
 
 def _documents(store: StoreView) -> dict[str, bytes]:
-    """Lineage and weights of a store, checked; read before its commits, which may be newer but not older."""
+    """Lineage, weights and layouts of a store, checked; read before its commits, which may be newer but not older."""
     store.initial_weights()
+    _ = store.pieces
     lineage = store.files.read(store.lineage_file)
     from_document("lineage", f"{store.url}/{store.lineage_file}", lineage)
-    names = [store.initial_file, *(name for name, _ in store.lineage.initial)]
+    names = [store.initial_file, *(name for name, _ in (*store.lineage.initial, *store.lineage.layouts))]
     return {**{name: store.files.read(name) for name in names}, store.lineage_file: lineage}
 
 

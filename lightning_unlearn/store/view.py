@@ -20,6 +20,8 @@ from lightning_unlearn.utilities.files import Files
 
 __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
 
+_ATTEMPTS = 5
+
 
 def _median(errors: npt.NDArray[np.float32]) -> float | None:
     measured = errors[~np.isnan(errors)]
@@ -69,10 +71,13 @@ class StoreView(StoreDocuments):
         Raises:
             MissingDeltaError: some recorded theirs on another node, and were not joined yet.
         """
-        missing = self.missing_ranks
-        if missing:
+        for _ in range(_ATTEMPTS):
+            missing, found = self.missing_ranks, (self.lineage.n_steps, self.here.commits)
+            if not missing:
+                break
             self.refresh()  # a writer that goes on may have changed one document between the readings of both
-            missing = self.missing_ranks
+            if found == (self.lineage.n_steps, self.here.commits):
+                break
         if missing:
             rule = f"whole, with {self.lineage.n_steps} steps of each of its {self.world_size} ranks"
             remedy = f"Join them from the nodes that recorded them: `lightning-unlearn store join {self.url} PART ...`."
@@ -93,8 +98,7 @@ class StoreView(StoreDocuments):
         """
         self._reader = self._lineage = None
         self._complete = False
-        # The lineage first: steps are committed before it says that weights contain them.
-        _ = self.lineage, self.here
+        _ = self.here, self.lineage
 
     def info(self) -> StoreInfo:
         """What the store holds; reads every head and every id, but no delta."""

@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
+from lightning_unlearn.callbacks.weight_change_penalty import WeightChangePenalty
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.exceptions import LightningUnlearnError, MissingDeltaError
 from lightning_unlearn.store.delta_store import DeltaStore
+from lightning_unlearn.store.joining import join_parts
 from lightning_unlearn.store.parts import open_here
+from tests.callbacks.sharded_training import train
 from tests.callbacks.test_recording_session import DENSE, CrashAt, SaveAtEpoch
 from tests.helpers.models import BoringClassifier, IdDataset, loader, quiet_trainer
 from tests.helpers.parts import file_contents, put_up_shelf
@@ -35,13 +38,14 @@ def working_directory(path):
         os.chdir(before)
 
 
-def fit(folders, store, checkpoint, *, resume=None, crash_at=100, seed=0, epochs=2, module=None, **recorder):
+def fit(folders, store, checkpoint, *, resume=None, crash_at=100, seed=0, epochs=2, module=None, penalty=False, **more):
     """A training of two processes in the pool, each in its own directory: the error, and the weights."""
     put_up_shelf()
     torch.manual_seed(1)
-    module = module or BoringClassifier(seed=seed)
-    recorder = DeltaRecorder(store, anchor_every=4, **DENSE, **recorder)
-    callbacks = [recorder, SaveAtEpoch(checkpoint, 0), CrashAt(crash_at)]
+    module = module or BoringClassifier()
+    recorder = DeltaRecorder(store, anchor_every=4, **DENSE, **more)
+    penalties = [WeightChangePenalty(1.0)] if penalty else []
+    callbacks = [recorder, *penalties, SaveAtEpoch(checkpoint, 0), CrashAt(crash_at)]
     trainer = quiet_trainer(strategy="ddp", devices=2, callbacks=callbacks, max_epochs=epochs)
     error = ""
     with warnings.catch_warnings(), working_directory(folders[dist.get_rank()]):
@@ -155,6 +159,44 @@ def test_joined_parts_may_be_continued_where_they_are_or_in_one_place(cluster):
     assert (store.n_steps, store.missing_ranks, store.verify().ok) == (12, (), True)
 
 
+def test_a_penalty_around_the_recorded_start_has_it_on_every_node(cluster):
+    for run, name in ((cluster.together, "together"), (cluster.apart, "apart")):
+        assert [error for error, _ in run(crash_at=8, penalty=True)] == ["RuntimeError: crash"] * 2
+        saved = torch.load(cluster.folder / f"{name}.ckpt", weights_only=True)["callbacks"]
+        (penalty,) = (one for key, one in saved.items() if key.startswith("WeightChangePenalty"))
+        assert "values" not in str(penalty), "the store holds them"
+    resumed = [
+        run(resume=str(cluster.folder / f"{name}.ckpt"), penalty=True)
+        for run, name in ((cluster.together, "together"), (cluster.apart, "apart"))
+    ]
+    assert all(map(no_errors, resumed))
+    for (_, ours), (_, theirs) in zip(*resumed, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    store = DeltaStore.open(cluster.main)
+    store.join([cluster.part])
+    assert record_of(store) == record_of(cluster.shared)
+
+
+def cut(folders, store, kind):
+    with working_directory(folders[dist.get_rank()]):
+        return train(kind, store, **DENSE)
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "tensor"])
+def test_layers_in_pieces_on_several_nodes(cluster, kind):
+    together = cluster.pool.run(cut, [str(cluster.folder)] * 2, "shared", kind)
+    apart = cluster.pool.run(cut, cluster.nodes, "run", kind)
+    assert all(torch.equal(apart[0][name], one) for name, one in together[0].items())
+    store = DeltaStore.open(cluster.main)
+    assert store.missing_ranks == (1,)
+    store.join([cluster.part])
+    assert store.pieces == cluster.shared.pieces != ()
+    assert record_of(store) == record_of(cluster.shared)
+    copy = cluster.folder / "copy"
+    join_parts(copy, [cluster.main, cluster.part])
+    assert record_of(DeltaStore.open(copy)) == record_of(cluster.shared)
+
+
 def continue_known(folders, store, checkpoint, weights):
     module = BoringClassifier()
     module.load_state_dict(weights)
@@ -166,12 +208,9 @@ def test_a_purged_store_is_not_continued_with_parts_that_were_not(cluster):
     store = DeltaStore.open(cluster.main)
     store.join([cluster.part])
     store.purge([3])
-    before = file_contents(cluster.part)
     results = cluster.pool.run(continue_known, cluster.nodes, "run", str(cluster.folder / "more.ckpt"), weights)
     assert all("the steps that were joined" in error for error, _ in results)
-    assert {name for name in file_contents(cluster.part) if "commit" not in name.name} >= {
-        name for name in before if "commit" not in name.name
-    }
+    assert DeltaStore.open(cluster.part, check=False).here.commits[1].n_steps == 12
     store.refresh()
     assert store.n_steps == 12
     shutil.rmtree(cluster.part)
@@ -214,17 +253,17 @@ def test_what_failed_before_its_first_step_is_replaced_on_every_node_and_nothing
     assert all("no_such_key" in error for error, _ in failed)
     left = DeltaStore.open(cluster.main).store_id
     assert DeltaStore.open(cluster.part, check=False).store_id == left
-    assert no_errors(cluster.apart(seed=5))
+    assert no_errors(cluster.apart(module=BoringClassifier(seed=5)))
     store = DeltaStore.open(cluster.main)
     assert store.store_id != left
     assert DeltaStore.open(cluster.part, check=False).store_id == store.store_id
     # Steps are never replaced: neither rank 0's, of which the others are elsewhere, nor a part's.
-    refused = cluster.apart(seed=6)
+    refused = cluster.apart(module=BoringClassifier(seed=6))
     assert all("weights that the store knows" in error for error, _ in refused)
     assert DeltaStore.open(cluster.main).lineage.n_steps == 12
     shutil.rmtree(cluster.main)
     before = file_contents(cluster.part)
-    refused = cluster.apart(seed=6)
+    refused = cluster.apart(module=BoringClassifier(seed=6))
     assert all("a place for a part of it" in error and store.store_id in error for error, _ in refused)
     assert file_contents(cluster.part) == before
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
-from lightning_unlearn.utilities.distributed import on_rank_zero, share_out
+from lightning_unlearn.utilities.distributed import gather, on_every_rank, on_rank_zero, share_out
 from tests.helpers.models import quiet_trainer
 
 
@@ -55,3 +55,38 @@ def test_on_one_device_it_is_a_plain_call():
     assert on_rank_zero(strategy, lambda: 5) == 5
     with pytest.raises(OSError, match="disk"):
         on_rank_zero(strategy, lambda: (_ for _ in ()).throw(OSError("disk")))
+
+
+def together(failing):
+    """What a rank gathers, and what comes of a function that fails on some ranks with errors of either kind."""
+    strategy = quiet_trainer(strategy="ddp", devices=2).strategy
+    strategy.setup_environment()
+    rank = strategy.global_rank
+
+    def function():
+        if rank in failing:
+            raise failing[rank](f"of {rank}")
+        return rank
+
+    try:
+        return gather(strategy, {"rank": rank}), on_every_rank(strategy, function)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def test_ranks_gather_and_fail_together(gloo_pool):
+    everyone = [{"rank": 0}, {"rank": 1}]
+    assert gloo_pool.run(together, {}) == [(everyone, 0), (everyone, 1)]
+    assert gloo_pool.run(together, {1: StoreMismatchError}) == [(StoreMismatchError, "of 1")] * 2
+    assert gloo_pool.run(together, {0: StoreMismatchError, 1: StoreMismatchError}) == [(StoreMismatchError, "of 0")] * 2
+    other, own = gloo_pool.run(together, {1: OSError})
+    assert own == (OSError, "of 1")
+    assert other == (LightningUnlearnError, "Rank 1 failed: OSError('of 1')")
+
+
+def test_on_one_device_nobody_else_is_asked():
+    strategy = SingleDeviceStrategy(torch.device("cpu"))
+    assert gather(strategy, 5) == [5]
+    assert on_every_rank(strategy, lambda: 5) == 5
+    with pytest.raises(OSError, match="disk"):
+        on_every_rank(strategy, lambda: (_ for _ in ()).throw(OSError("disk")))
