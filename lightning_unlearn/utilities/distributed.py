@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 
-__all__ = ["on_rank_zero", "process_rank", "share_out"]
+__all__ = ["on_every_process", "on_first_process", "on_rank_zero", "process_rank", "share_out"]
 
 T = TypeVar("T")
 
@@ -73,3 +74,57 @@ def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def on_first_process(function: Callable[[], T]) -> T:
+    """`on_rank_zero` without a strategy: over the process group as it is, and at once where there is none.
+
+    >>> on_first_process(lambda: 3)
+    3
+    """
+    if not distributed.is_initialized():
+        return function()
+    found: list[tuple[T | None, LightningUnlearnError | None]] = [(None, None)]
+    failure: Exception | None = None
+    if distributed.get_rank() == 0:
+        try:
+            found = [(function(), None)]
+        except LightningUnlearnError as error:
+            found, failure = [(None, error)], error
+        except Exception as error:
+            found, failure = [(None, LightningUnlearnError(f"Rank 0 failed: {error!r}"))], error
+    distributed.broadcast_object_list(found, src=0)
+    if failure is not None:
+        raise failure
+    result, theirs = found[0]
+    if theirs is not None:
+        raise theirs
+    return result  # type: ignore[return-value]
+
+
+def on_every_process(function: Callable[[], T]) -> T:
+    """Run `function` on every process, and return each one's result if it went well on all of them.
+
+    So a check that one process fails stops all of them, and none waits for one that is gone.
+
+    Raises:
+        LightningUnlearnError: on processes where it went well, if another one failed; that one raises its own error.
+
+    >>> on_every_process(lambda: 3)
+    3
+    """
+    if not distributed.is_initialized():
+        return function()
+    failure: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:
+        failure = error
+    failures: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(failures, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    others = [f"process {rank} failed: {text}" for rank, text in enumerate(failures) if text is not None]
+    if others:
+        raise LightningUnlearnError(f"Expected all processes to get on, but {'; '.join(others)}")
+    return result
