@@ -13,11 +13,16 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.plan import DeletionPlan
-from lightning_unlearn.exceptions import DeletionRequestError, MissingDeltaError, StoreMismatchError
+from lightning_unlearn.exceptions import (
+    DeletionRequestError,
+    MissingDeltaError,
+    StoreMismatchError,
+    UnsupportedStrategyError,
+)
 from lightning_unlearn.functional.pruning import Keep
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.index import in_ranges
@@ -26,11 +31,14 @@ from lightning_unlearn.types import ModelState, SampleId
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.parameters import (
     apply_change,
+    change_norm,
     clone_parameters,
-    parameter_distance,
-    parameter_norm,
+    of_whole,
+    tensors_digest,
+    tensors_distance,
     weights_digest,
 )
+from lightning_unlearn.utilities.whole_weights import is_sharded
 
 __all__ = ["DeletionLedger", "LedgerEntry"]
 
@@ -123,6 +131,8 @@ class DeletionLedger:
     ) -> LedgerEntry:
         """Write an entry and the weights it led to, in one atomic step.
 
+        Where the module is sharded, every process calls this, and the first one writes.
+
         Args:
             plan: The plan that was carried out.
             module: The module after the edit.
@@ -139,28 +149,35 @@ class DeletionLedger:
         before = plan.state
         if before is None:
             raise StoreMismatchError(expected("plan", "made with a store", "one without", "Plan with the store."))
-        key, entry_id = self._require_key(), uuid.uuid4().hex[:12]
-        after = self._state(module, before, (*before.edits, entry_id))
-        entry = LedgerEntry(
-            entry_id=entry_id,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            method=method,
-            scale=plan.scale,
-            keep=plan.keep,
-            amounts=dict(plan.amounts if amounts is None else amounts),
-            id_hashes=tuple(sorted(map(self._hash, plan.request.sample_ids))),
-            before=before.digest,
-            after=after.digest,
-        )
 
-        def change(lineage: Lineage) -> Lineage:
-            if before not in lineage.states:
-                rule, remedy = "made for weights that are still known", "Make the plan again."
-                raise StoreMismatchError(expected("plan", rule, before.digest, remedy))
-            return replace(lineage.with_entry(entry).with_state(after), key_check=_key_check(key))
+        def write(parameters: Mapping[str, Tensor]) -> LedgerEntry:
+            key, entry_id = self._require_key(), uuid.uuid4().hex[:12]
+            after = self._state(parameters, before, (*before.edits, entry_id))
+            entry = LedgerEntry(
+                entry_id=entry_id,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                method=method,
+                scale=plan.scale,
+                keep=plan.keep,
+                amounts=dict(plan.amounts if amounts is None else amounts),
+                id_hashes=tuple(sorted(map(self._hash, plan.request.sample_ids))),
+                before=before.digest,
+                after=after.digest,
+            )
 
-        self.store.update_lineage(change)
-        return entry
+            def change(lineage: Lineage) -> Lineage:
+                if before not in lineage.states:
+                    rule, remedy = "made for weights that are still known", "Make the plan again."
+                    raise StoreMismatchError(expected("plan", rule, before.digest, remedy))
+                return replace(lineage.with_entry(entry).with_state(after), key_check=_key_check(key))
+
+            self.store.update_lineage(change)
+            return entry
+
+        written = of_whole(module, write)
+        if is_sharded(module):
+            self.store.refresh()  # of what the first process wrote
+        return written
 
     @torch.no_grad()
     def undo(self, entry_id: str, module: nn.Module) -> ModelState:
@@ -177,10 +194,14 @@ class DeletionLedger:
             The state the weights are in now.
 
         Raises:
+            UnsupportedStrategyError: the module is sharded.
             DeletionRequestError: there is no such entry, or it is not the latest edit of these weights.
             StoreMismatchError: the store does not know these weights.
             MissingDeltaError: the entry's deltas were purged. The weights are unchanged in each of these cases.
         """
+        if is_sharded(module):
+            rule, remedy = "whole for an undo", "Load its weights into a module outside of the Trainer."
+            raise UnsupportedStrategyError(expected("module", rule, "a sharded one", remedy))
         entry = self._entry(entry_id)
         self.store.check_model(module)
         state = self.store.state_of(weights_digest(module))
@@ -200,7 +221,7 @@ class DeletionLedger:
         backup = clone_parameters(module)
         try:
             apply_change(module, change)
-            after = self._state(module, state, state.edits[:-1])
+            after = self._state(dict(module.named_parameters()), state, state.edits[:-1])
             self.store.update_lineage(lambda lineage: lineage.with_entry(replace(entry, undone=True)).with_state(after))
         except BaseException:
             for name, parameter in module.named_parameters():
@@ -263,12 +284,14 @@ class DeletionLedger:
             )
         return entry
 
-    def _state(self, module: nn.Module, before: ModelState, edits: tuple[str, ...]) -> ModelState:
+    def _state(self, parameters: Mapping[str, Tensor], before: ModelState, edits: tuple[str, ...]) -> ModelState:
         initial = self.store.initial_weights()
         if not before.drifted:  # or the frozen ones may be among what had changed, as the entry's weights say
-            self.store.check_frozen(module, known=initial)
-        travel, norm = parameter_distance(module, initial), parameter_norm(module)
-        return ModelState(weights_digest(module), before.ranges, edits, travel, norm, before.drifted)
+            self.store.check_unchanged(
+                {name: parameters.get(name) for name in self.store.frozen if name not in initial}
+            )
+        travel, norm = tensors_distance(parameters, initial), change_norm(parameters)
+        return ModelState(tensors_digest(parameters), before.ranges, edits, travel, norm, before.drifted)
 
     def _hash(self, sample_id: SampleId) -> str:
         kind = "s" if isinstance(sample_id, str) else "i"
@@ -276,8 +299,10 @@ class DeletionLedger:
         return hmac.digest(self._require_key(), text, hashlib.sha256)[:_HASH_BYTES].hex()
 
     def _require_key(self) -> bytes:
+        files, name = self.store.files.sibling(".ledger-key")
+        if self._key is None and self.store.lineage.key_check is not None and files.exists(name):
+            self._key = files.read(name)  # of an entry that another process has made since
         if self._key is None:
-            files, name = self.store.files.sibling(".ledger-key")
             key = secrets.token_bytes(_KEY_BYTES)
             files.publish(name, key, exclusive=True, mode=0o600)
             self._key = key

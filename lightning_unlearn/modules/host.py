@@ -20,7 +20,7 @@ from lightning_unlearn.modules.silent import transferred
 from lightning_unlearn.types import Part
 from lightning_unlearn.utilities.batch_adapter import BatchAdapter
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.skeletons import filled
+from lightning_unlearn.utilities.whole_modules import filled
 from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
 
 __all__ = ["HostServices"]

@@ -27,7 +27,7 @@ from lightning_unlearn.utilities.batches import leading_size
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.facade import facade_class, on_same_state
 from lightning_unlearn.utilities.optimizers import configured_optimizers, scaled_optimizers
-from lightning_unlearn.utilities.skeletons import skeleton_of
+from lightning_unlearn.utilities.whole_modules import skeleton_of
 
 __all__ = ["CHECKPOINT_KEY", "UnlearningModule"]
 

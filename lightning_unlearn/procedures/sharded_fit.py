@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.skeletons import filled, skeleton_of
+from lightning_unlearn.utilities.whole_modules import filled, skeleton_of
 from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
 
 __all__ = ["WholeAgain", "check_unsharded_training", "check_whole"]

@@ -23,7 +23,7 @@ from lightning_unlearn.types import (
 from lightning_unlearn.utilities.checks import expected, shorten
 from lightning_unlearn.utilities.file_views import DAMAGE
 from lightning_unlearn.utilities.files import Files
-from lightning_unlearn.utilities.parameters import model_signature, tensors_digest
+from lightning_unlearn.utilities.parameters import model_signature, of_whole, tensors_digest
 
 __all__ = ["INITIAL", "LINEAGE", "STORE", "StoreDocuments"]
 
@@ -159,8 +159,9 @@ class StoreDocuments:
         Raises:
             StoreMismatchError: one of them changed, or is not there.
         """
-        parameters = dict(module.named_parameters())
-        self.check_unchanged({name: parameters.get(name) for name in self.frozen if name not in known})
+        asked = [name for name in self.frozen if name not in known]
+        if asked:
+            of_whole(module, lambda parameters: self.check_unchanged({name: parameters.get(name) for name in asked}))
 
     def check_unchanged(self, tensors: Mapping[str, Tensor | None]) -> None:
         """Check that parameters that were frozen as the recording began have the values that they had then.
@@ -185,13 +186,17 @@ class StoreDocuments:
             if tensor is None or tensors_digest({name: tensor}) != self.frozen.get(name)
         ]
 
-    def check_model(self, module: nn.Module) -> None:
+    def check_model(self, module: nn.Module, root: nn.Module | None = None) -> None:
         """Check that a module has the recorded parameters (and buffers, where they were recorded).
+
+        Args:
+            module: The module; of a sharded one the whole tensors count, and every process must call this.
+            root: As in `whole_tensors`.
 
         Raises:
             StoreMismatchError: names or shapes differ; the message names the first differing layers.
         """
-        self.check_signature(model_signature(module))
+        self.check_signature(model_signature(module, root))
 
     def check_signature(self, signature: ModelSignature) -> None:
         """`check_model` for names and shapes.

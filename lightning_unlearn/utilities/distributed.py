@@ -11,7 +11,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 
-__all__ = ["gather", "on_every_rank", "on_rank_zero", "process_rank", "share_out"]
+__all__ = [
+    "gather",
+    "on_every_process",
+    "on_every_rank",
+    "on_first_process",
+    "on_rank_zero",
+    "process_rank",
+    "share_out",
+]
 
 T = TypeVar("T")
 
@@ -78,10 +86,7 @@ def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
 
 def gather(strategy: Strategy, value: T) -> list[T]:
     """The values of all ranks, which must be picklable, in the order of the ranks, on every rank."""
-    values: list[Any] = [value] * int(getattr(strategy, "world_size", 1))
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
+    return _everyone(value, _world_size(strategy))
 
 
 def on_every_rank(strategy: Strategy, function: Callable[[], T]) -> T:
@@ -92,17 +97,67 @@ def on_every_rank(strategy: Strategy, function: Callable[[], T]) -> T:
     Raises:
         LightningUnlearnError: on the other ranks, where the first failed with an error of another kind.
     """
+    return _agreed(function, process_rank(), _world_size(strategy))
+
+
+def on_first_process(function: Callable[[], T]) -> T:
+    """`on_rank_zero` without a strategy: over the process group as it is, and at once where there is none.
+
+    >>> on_first_process(lambda: 3)
+    3
+    """
+    if not dist.is_initialized():
+        return function()
+    found: list[tuple[T | None, LightningUnlearnError | None]] = [(None, None)]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            found = [(function(), None)]
+        except LightningUnlearnError as error:
+            found, failure = [(None, error)], error
+        except Exception as error:
+            found, failure = [(None, LightningUnlearnError(f"Rank 0 failed: {error!r}"))], error
+    dist.broadcast_object_list(found, src=0)
+    if failure is not None:
+        raise failure
+    result, theirs = found[0]
+    if theirs is not None:
+        raise theirs
+    return result  # type: ignore[return-value]
+
+
+def on_every_process(function: Callable[[], T]) -> T:
+    """`on_every_rank` without a strategy: over the process group as it is, and at once where there is none.
+
+    >>> on_every_process(lambda: 3)
+    3
+    """
+    together = dist.is_initialized()
+    return _agreed(function, dist.get_rank() if together else 0, dist.get_world_size() if together else 1)
+
+
+def _world_size(strategy: Strategy) -> int:
+    return int(getattr(strategy, "world_size", 1))
+
+
+def _everyone(value: T, count: int) -> list[T]:
+    values: list[Any] = [value] * count
+    if count > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _agreed(function: Callable[[], T], rank: int, count: int) -> T:
     result: T | None = None
     failure: Exception | None = None
     try:
         result = function()
     except Exception as error:  # raised below, once the others know
         failure = error
-    rank = process_rank()
     told = failure
     if failure is not None and not isinstance(failure, LightningUnlearnError):
         told = LightningUnlearnError(f"Rank {rank} failed: {failure!r}")
-    first = next(((other, error) for other, error in enumerate(gather(strategy, told)) if error is not None), None)
+    first = next(((other, error) for other, error in enumerate(_everyone(told, count)) if error is not None), None)
     if first is None:
         return result  # type: ignore[return-value]
     if failure is not None and first[0] == rank:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.types import LayerInfo, ModelSignature, WeightChange
+from lightning_unlearn.utilities.distributed import on_first_process
+from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
 
 __all__ = [
     "apply_change",
     "change_norm",
     "clone_parameters",
     "float_buffers",
+    "gathered_weights",
     "model_signature",
+    "of_whole",
     "parameter_distance",
     "parameter_norm",
     "signature_of",
@@ -25,19 +30,41 @@ __all__ = [
     "weights_digest",
 ]
 
+T = TypeVar("T")
+
 
 def float_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Floating-point buffers by name (BatchNorm's running statistics, not its batch counter)."""
     return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
 
 
-def model_signature(module: nn.Module) -> ModelSignature:
+def gathered_weights(module: nn.Module, root: nn.Module | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and float buffers, whole: the module's own, or gathered on the first process where it is sharded.
+
+    There the other processes get tensors on the `meta` device, names are the user's, and every process must call this.
+    Arguments are those of `whole_tensors`.
+    """
+    if is_sharded(module, root):
+        weights = whole_tensors(module, everywhere=False, root=root)
+        return weights.parameters, weights.buffers
+    return dict(module.named_parameters()), float_buffers(module)
+
+
+def of_whole(module: nn.Module, function: Callable[[dict[str, Tensor]], T], root: nn.Module | None = None) -> T:
+    """What `function` says of a module's whole parameters; under sharding the first process asks it for all of them."""
+    parameters, _ = gathered_weights(module, root)
+    return on_first_process(lambda: function(parameters)) if is_sharded(module, root) else function(parameters)
+
+
+def model_signature(module: nn.Module, root: nn.Module | None = None) -> ModelSignature:
     """Names, shapes and dtypes of all parameters, then of all float buffers; tied parameters count once.
+
+    Of a sharded module those of the whole tensors: every process must call this. `root` is that of `whole_tensors`.
 
     >>> [layer.name for layer in model_signature(nn.Linear(2, 1)).layers]
     ['weight', 'bias']
     """
-    return signature_of(dict(module.named_parameters()), float_buffers(module))
+    return signature_of(*gathered_weights(module, root))
 
 
 def signature_of(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> ModelSignature:
@@ -78,8 +105,8 @@ def _l2(tensors: Iterable[Tensor]) -> float:
 
 
 def parameter_norm(module: nn.Module) -> float:
-    """L2 norm of all parameters, accumulated in float64."""
-    return _l2(module.parameters())
+    """L2 norm of all parameters, accumulated in float64; where they are sharded, every process must call this."""
+    return of_whole(module, change_norm)
 
 
 def change_norm(change: WeightChange) -> float:
@@ -94,9 +121,10 @@ def change_norm(change: WeightChange) -> float:
 def parameter_distance(module: nn.Module, reference: Mapping[str, Tensor]) -> float:
     """L2 distance of the module's parameters to `reference`, paired by name, accumulated in float64.
 
-    A parameter that `reference` lacks counts as unchanged: whoever leaves it out must know that it is.
+    A parameter that `reference` lacks counts as unchanged: whoever leaves it out must know that it is. Where the
+    module is sharded, `reference` holds whole tensors, and every process must call this.
     """
-    return tensors_distance(dict(module.named_parameters()), reference)
+    return of_whole(module, lambda parameters: tensors_distance(parameters, reference))
 
 
 def tensors_distance(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
@@ -119,14 +147,19 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(module: nn.Module) -> str:
+def weights_digest(module: nn.Module, root: nn.Module | None = None) -> str:
     """Hex digest over the names, dtypes, shapes and bits of all parameters; buffers are left out.
 
-    Two modules have the same digest exactly when their parameters agree bit for bit, whatever the device.
+    Two modules have the same digest exactly when their parameters agree bit for bit, whatever the device, and whether
+    or not they are sharded: then they are gathered on the first process, and every process must call this.
+
+    Args:
+        module: The module.
+        root: As in `whole_tensors`.
 
     >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> _ = b.load_state_dict(a.state_dict())
     >>> weights_digest(a) == weights_digest(b)
     True
     """
-    return tensors_digest(dict(module.named_parameters()))
+    return of_whole(module, tensors_digest, root)

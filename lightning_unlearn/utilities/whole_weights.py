@@ -6,7 +6,7 @@ file, or a plain copy of the module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +19,14 @@ from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.sharded import local_part
 
 __all__ = [
     "WholeWeights",
-    "check_fits",
     "check_original_parameters",
+    "fsdp1_parameters",
     "is_piece",
     "is_sharded",
-    "load_whole",
     "named_buffers",
     "named_parameters",
     "reshard",
@@ -34,6 +34,7 @@ __all__ = [
     "sharding_units",
     "under_fsdp1",
     "whole_tensors",
+    "writable_parameters",
 ]
 
 _WRAPPERS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -210,7 +211,7 @@ def whole_tensors(module: nn.Module, *, everywhere: bool = True, root: nn.Module
 
 def _gathered(module: nn.Module, root: nn.Module, tensors: Mapping[str, Tensor], everywhere: bool) -> dict[str, Tensor]:
     keep = everywhere or distributed.get_rank() == 0
-    found = dict(_gathered_units(module, root, keep))
+    found = {name: _copied(_whole(one), keep) for name, one in fsdp1_parameters(module, root)}
     for name, one in tensors.items():
         if name not in found and isinstance(one, DTensor):
             found[name] = _copied(_whole(one), keep)
@@ -261,73 +262,64 @@ def sharding_units(module: nn.Module, root: nn.Module | None = None) -> dict[Ful
     return found
 
 
-def _gathered_units(module: nn.Module, root: nn.Module, keep: bool) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that FSDP1 modules shard, one such module after the other, the outermost first."""
+def fsdp1_parameters(
+    module: nn.Module, root: nn.Module, names: Collection[str] | None = None, *, write: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that FSDP1 modules shard, whole, one such module after the other, the outermost first.
+
+    Each is valid until the next one is asked for. Every process asks for all of them.
+
+    Args:
+        module: The module.
+        root: The outermost FSDP module.
+        names: The users' names of those that are wanted; all by default.
+        write: Whether what is written to them is kept.
+
+    Raises:
+        UnsupportedStrategyError: the outermost module lies above `root`.
+    """
     unit_of = dict(_units(root))
     members: dict[int, list[tuple[str, nn.Module, str]]] = {}
     lost = []
     for name, parameter in module.named_parameters():
         path, _, last = name.rpartition(".")
-        parent = module.get_submodule(path)
+        parent, users = module.get_submodule(path), _users_name(module, name)
         unit = unit_of.get(id(parent._parameters))
-        if unit is not None:
-            members.setdefault(id(unit), []).append((_users_name(module, name), parent, last))
-        elif is_piece(parameter) and not isinstance(parameter, DTensor):
-            lost.append(_users_name(module, name))
+        if unit is not None and (names is None or users in names):
+            members.setdefault(id(unit), []).append((users, parent, last))
+        elif unit is None and is_piece(parameter) and not isinstance(parameter, DTensor):
+            lost.append(users)
     if lost:
         rule, remedy = "the outermost FSDP module", "Pass `root=trainer.strategy.model`."
         raise UnsupportedStrategyError(expected("root", rule, f"one without {shorten(lost)}", remedy))
     for unit in root.modules():
         # The root even where the module has nothing in it: it tells the others how they belong together.
         if isinstance(unit, FullyShardedDataParallel) and (unit is root or id(unit) in members):
-            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-                for name, parent, last in members.get(id(unit), ()):
-                    yield name, _copied(_whole(getattr(parent, last)), keep)
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=write):
+                for users, parent, last in members.get(id(unit), ()):
+                    yield users, getattr(parent, last)
 
 
-@torch.no_grad()
-def load_whole(module: nn.Module, weights: WholeWeights) -> None:
-    """Copy whole tensors into a plain module, in place; devices and dtypes stay the module's.
+def writable_parameters(
+    module: nn.Module, names: Collection[str], root: nn.Module | None = None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What this process holds of some parameters, to be written to, one after the other; every process asks for all.
 
     Args:
-        module: Not sharded, with the same names and shapes.
-        weights: What `whole_tensors` gave on this process.
+        module: The module.
+        names: The users' names of the parameters.
+        root: As in `whole_tensors`.
 
-    Raises:
-        UnsupportedStrategyError: the module is sharded.
-        ValueError: names or shapes differ, or the tensors are another process' (on the `meta` device); nothing was
-            changed.
-
-    >>> a, b = nn.Linear(2, 1), nn.Linear(2, 1)
-    >>> load_whole(b, whole_tensors(a))
-    >>> torch.equal(a.weight, b.weight)
-    True
+    Yields:
+        Name, tensor to write to before the next one is asked for, and a tensor that is laid out as the parameter; see
+        `local_part_like`. Under FSDP1 it is the whole parameter, of which each process keeps what is its own.
     """
-    if is_sharded(module):
-        raise UnsupportedStrategyError(expected("module", "a module that is not sharded", type(module).__name__))
-    targets: dict[str, Tensor] = {**named_parameters(module), **named_buffers(module)}
-    given = check_fits(weights, targets)
-    for name, target in targets.items():
-        target.copy_(given[name])
-
-
-def check_fits(weights: WholeWeights, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check that whole tensors have the names and shapes of a module's parameters and buffers.
-
-    Returns:
-        All tensors of `weights` by name.
-
-    Raises:
-        ValueError: they have not, or they are another process' (on the `meta` device).
-    """
-    given: dict[str, Tensor] = weights.parameters | weights.buffers | weights.counters
-    if differing := sorted(given.keys() ^ targets.keys()):
-        raise ValueError(expected("weights", "with the names of the module's tensors", shorten(differing)))
-    for name, target in targets.items():
-        if given[name].shape != target.shape:
-            rule = f"of shape {tuple(target.shape)}"
-            raise ValueError(expected(f"weights[{name!r}]", rule, tuple(given[name].shape)))
-        if given[name].is_meta:
-            remedy = "Gather them with `everywhere=True`."
-            raise ValueError(expected(f"weights[{name!r}]", "on this process", "a tensor of another one", remedy))
-    return given
+    above = sharding_root(module) if root is None else root
+    reshard(module, above)
+    done = set()
+    for name, whole in fsdp1_parameters(module, above, names, write=True):
+        done.add(name)
+        yield name, whole.detach(), whole.detach()
+    for name, one in named_parameters(module).items():
+        if name in names and name not in done:
+            yield name, local_part(one.detach()), one.detach()

@@ -1,11 +1,19 @@
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_unlearn.exceptions import LightningUnlearnError, StoreMismatchError
-from lightning_unlearn.utilities.distributed import gather, on_every_rank, on_rank_zero, share_out
+from lightning_unlearn.utilities.distributed import (
+    gather,
+    on_every_process,
+    on_every_rank,
+    on_first_process,
+    on_rank_zero,
+    share_out,
+)
 from tests.helpers.models import quiet_trainer
 
 
@@ -90,3 +98,31 @@ def test_on_one_device_nobody_else_is_asked():
     assert on_every_rank(strategy, lambda: 5) == 5
     with pytest.raises(OSError, match="disk"):
         on_every_rank(strategy, lambda: (_ for _ in ()).throw(OSError("disk")))
+
+
+def failing(rank, kind, everywhere):
+    def work():
+        if dist.get_rank() == rank:
+            raise kind("no disk")
+        return dist.get_rank()
+
+    try:
+        return (on_every_process if everywhere else on_first_process)(work)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+def test_the_first_process_answers_for_all_or_fails_for_all(gloo_pool):
+    assert gloo_pool.run(failing, 1, ValueError, False) == [0, 0]
+    assert gloo_pool.run(failing, 0, StoreMismatchError, False) == [("StoreMismatchError", "no disk")] * 2
+    zero, one = gloo_pool.run(failing, 0, ValueError, False)
+    assert zero == ("ValueError", "no disk")
+    assert one == ("LightningUnlearnError", "Rank 0 failed: ValueError('no disk')")
+
+
+def test_what_fails_on_one_process_stops_all(gloo_pool):
+    assert gloo_pool.run(failing, 7, ValueError, True) == [0, 1]
+    zero, one = gloo_pool.run(failing, 1, ValueError, True)
+    assert zero[0] == "LightningUnlearnError"
+    assert zero[1] == "Rank 1 failed: ValueError('no disk')"
+    assert one == ("ValueError", "no disk")

@@ -15,10 +15,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
+from lightning_unlearn.utilities.whole_modules import load_whole
 from lightning_unlearn.utilities.whole_weights import (
     check_original_parameters,
     is_sharded,
-    load_whole,
     named_parameters,
     whole_tensors,
 )
