@@ -122,7 +122,7 @@ class RecordingSession:
                 opened.append((store, store.writer(rank, size_budget=budget, background=background)))
 
         try:
-            on_every_rank(trainer.strategy, open_here, name="store", rule="one that every rank can open")
+            on_every_rank(trainer.strategy, open_here, name="store", rule="one that every rank could open")
         except BaseException:
             for _, writer in opened:
                 writer.abandon()
@@ -141,7 +141,7 @@ class RecordingSession:
                 trainer.strategy,
                 lambda: writer.truncate(origin.n_steps) if writer.n_steps > origin.n_steps else None,
                 name="store",
-                rule="one that every rank can truncate",
+                rule="one that every rank could truncate",
             )
             on_rank_zero(trainer.strategy, lambda: store.begin_run(kind, infos, resumed=resume is not None))
             return cls(trainer, module, store, writer, origin)

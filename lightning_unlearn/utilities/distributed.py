@@ -96,5 +96,5 @@ def on_every_rank(strategy: Strategy, function: Callable[[], T], *, name: str, r
     if failure is not None:
         raise failure
     if failed:
-        raise LightningUnlearnError(expected(name, rule, "another rank that failed", "Its own error says why."))
+        raise LightningUnlearnError(expected(name, rule, "another rank that could not", "Its own error says why."))
     return result  # type: ignore[return-value]
