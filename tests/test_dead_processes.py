@@ -146,16 +146,19 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(warm_python, tmp_path, w
 # A pass on two processes.
 
 
-@pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_process_that_is_killed_while_forgetting(warm_python, tmp_path, whole, dead):
+@pytest.mark.parametrize(
+    "dead", [[1], pytest.param([0], marks=pytest.mark.slow), pytest.param([0, 1], marks=pytest.mark.slow)]
+)
+def test_processes_that_are_killed_while_forgetting(warm_python, tmp_path, whole, dead):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = DeltaStore.open(tmp_path / "store")
-    codes, outputs = run_ranks(warm_python, FORGET, tmp_path, events=[event("half", 3, dead), event("after", 3, dead)])
-    assert codes[dead] == -signal.SIGKILL
-    assert codes[1 - dead] == 1, outputs
+    codes, outputs = run_ranks(warm_python, FORGET, tmp_path, events=[event("after", 3, rank) for rank in dead])
+    assert codes == [-signal.SIGKILL if rank in dead else 1 for rank in range(2)], outputs
     after = DeltaStore.open(tmp_path / "store")
     assert after.verify().ok
-    assert after.lineage == before.lineage
+    assert after.lineage.states == before.lineage.states
+    if len(dead) == 1:  # the survivor takes the pass back; what nobody takes back is a run without a step
+        assert after.lineage == before.lineage
     assert [commit.n_steps for commit in after.reader.commits] == [STEPS, STEPS]
     codes, outputs = run_ranks(warm_python, FORGET, tmp_path)
     assert codes == [0, 0], outputs
