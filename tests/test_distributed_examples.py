@@ -1,8 +1,10 @@
 """The distributed examples: by Lightning's launcher, by torchrun and as a SLURM job, with one result."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,36 @@ def as_job(python, folder):
     assert job.returncode == 0, err[-3000:]
     assert slurm.requeued == []
     return out
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_goes_on_as_if_nothing_had_been(warm_python, tmp_path):
+    long = ("--epochs", 12)
+    call([warm_python, TRAIN, "--folder", tmp_path / "whole", "--devices", 2, *long])
+    folder = tmp_path / "preempted"
+    slurm = Slurm(tmp_path / "slurm", warm_python)
+    environment = {**slurm.environment(), "FOLDER": str(folder), "SLURM_SUBMIT_DIR": str(EXAMPLES)}
+
+    def start():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return slurm.start(EXAMPLES / "job.sbatch", *long, environment=environment, **pipes)
+
+    job = start()
+    while not list(folder.glob("checkpoints/*.ckpt")):  # the first epoch is over
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.02)
+    tasks = (slurm.folder / "processes").read_text().split()[:2]
+    for task in tasks:
+        os.kill(int(task), signal.SIGUSR1)
+    output, _ = job.communicate(timeout=120)
+    assert slurm.requeued == [f"requeue {environment['SLURM_JOB_ID']}"], output
+    assert not (folder / "trained.ckpt").exists()
+    assert len(list(folder.glob("hpc_ckpt_*.ckpt"))) == 1
+    output, _ = start().communicate(timeout=300)
+    assert "Trained 276 steps on 2 processes." in output, output
+    assert len(slurm.requeued) == 1
+    assert (folder / "unlearned.ckpt").exists()
+    assert_same(folder, tmp_path / "whole")
 
 
 def check_launchers(python, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Trainer
+from torch.distributed import distributed_c10d
 
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.utilities.checks import expected
@@ -19,6 +21,25 @@ __all__ = ["BatchAgreement"]
 
 _PATIENCE = 2.0
 """Seconds that a failing process gives the others to hear of it."""
+
+
+def _first_told(name: str, text: str) -> str | None:
+    """The first text that any process has left under this name, this one's if there was none; `None` without an answer.
+
+    It is left where the processes have met, which outlives their connections to each other. Whoever keeps it may be
+    gone as well, hence the bound on the time.
+    """
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError, ValueError):
+            store = distributed_c10d._get_default_store()
+            found.append(store.compare_set(name, "", text).decode())
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return found[0] if found else None
 
 
 class BatchAgreement:
@@ -75,21 +96,29 @@ class BatchAgreement:
         self.begin(flags)
         return self.end(flags)
 
-    def fail(self) -> int | None:
+    def fail(self, error: BaseException) -> str | None:
         """Tell the others that this process has failed, as far as they are there to hear it; waits for seconds at most.
 
+        Args:
+            error: What it has failed with.
+
         Returns:
-            The process that has failed before, `None` where that is not known.
+            Which process has failed before with another error, and with what; `None` where that is not known.
         """
         if self._group is None:
             return None
-        earlier = self._heard()
+        name, own = f"lightning_unlearn/failed/{self._group.group_name}", repr(error)[:500]
+        first = _first_told(name, f"{self._rank}: {own}")
+        if not self._told and self._work is not None:
+            self._wait_a_little()
+            self._told = self._work.is_completed() and bool(self._flags[-1])
         if not self._told:
             with suppress(RuntimeError):  # nobody is there any more
                 self._start((0,) * self._n_flags, failed=self._rank + 1, timeout=timedelta(seconds=_PATIENCE))
                 self._wait_a_little()
         self.close()
-        return earlier
+        rank, _, message = (first or "").partition(": ")
+        return f"Process {rank} failed first: {message}" if message and message != own else None
 
     def close(self) -> None:
         """Leave the group, unless it is still at work for somebody who may never answer."""
@@ -120,21 +149,6 @@ class BatchAgreement:
             remedy = "Its own error says why; start the training again from its last checkpoint."
             raise LightningUnlearnError(expected("training", rule, got, remedy))
         return tuple(agreed)
-
-    def _heard(self) -> int | None:
-        """Whether the answer of this batch, which nobody has looked at yet, says that another process has failed."""
-        if self._work is None:
-            return None
-        self._wait_a_little()
-        try:
-            if not self._work.is_completed():
-                return None
-            self._work.wait()
-        except RuntimeError:
-            return None
-        failed = int(self._flags[-1])
-        self._told = failed > 0
-        return failed - 1 if failed else None
 
     def _wait_a_little(self) -> None:
         until = time.monotonic() + _PATIENCE

@@ -108,9 +108,9 @@ class SignalsAtBatchEnd(Callback):
         self._received = {}  # the run is ending as it is
         agreement, self._agreement = self._agreement, None
         if agreement is not None:
-            failed = agreement.fail()
-            if failed is not None:
-                exception.add_note(f"Process {failed} failed first: its own error says why.")
+            first = agreement.fail(exception)
+            if first is not None:
+                exception.add_note(first)
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
