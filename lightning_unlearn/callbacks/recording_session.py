@@ -15,10 +15,12 @@ from torch.optim import Optimizer
 from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
 from lightning_unlearn.callbacks.recording_checks import describe_optimizer
 from lightning_unlearn.callbacks.run_origin import RunOrigin, open_or_create
+from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.store.writer import Background
 from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
-from lightning_unlearn.utilities.distributed import on_every_rank, on_rank_zero
+from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.distributed import gather, on_every_rank, on_rank_zero
 from lightning_unlearn.utilities.parameters import change_norm, float_buffers, tensors_digest, tensors_distance
 from lightning_unlearn.utilities.rng import capture_rng
 from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters, whole_tensors
@@ -227,6 +229,7 @@ class RecordingSession:
 
         Raises:
             LightningUnlearnError: another rank could not publish its steps, and says why.
+            UnsupportedStrategyError: under DDP, the weights of the ranks went apart; on every rank.
         """
         together = collective or self._trainer.world_size == 1
         if together:
@@ -239,17 +242,16 @@ class RecordingSession:
         if not together and self._trainer.is_global_zero:
             together = self._all_published(n_steps)
         ranges = _with_range(self._origin.ranges, self._origin.n_steps, n_steps)
-        digest = ""
-        if self._trainer.is_global_zero and weights is not None:
-            digest = tensors_digest(weights.parameters)
-            # Steps that change no weight (a learning rate of zero) are in the weights as well, or they would pass for
-            # those of a run that was given up.
-            if together and (digest, n_steps) != self._last:
-                travel = tensors_distance(weights.parameters, self.store.initial_weights())
-                norm = change_norm(weights.parameters)
-                state = ModelState(digest, ranges, self._origin.edits, travel, norm, drifted)
-                self.store.add_state(state, self._elsewhere)
-                self._last = (digest, n_steps)
+        digest = self._digest(weights, compare=collective)
+        # Steps that change no weight (a learning rate of zero) are in the weights as well, or they would pass for those
+        # of a run that was given up.
+        news = together and (digest, n_steps) != self._last
+        if self._trainer.is_global_zero and weights is not None and news:
+            travel = tensors_distance(weights.parameters, self.store.initial_weights())
+            norm = change_norm(weights.parameters)
+            state = ModelState(digest, ranges, self._origin.edits, travel, norm, drifted)
+            self.store.add_state(state, self._elsewhere)
+            self._last = (digest, n_steps)
         return {
             "store_id": self.store.store_id,
             "n_steps": n_steps,
@@ -257,6 +259,25 @@ class RecordingSession:
             "edits": list(self._origin.edits),
             "digest": digest,
         }
+
+    def _digest(self, weights: WholeWeights | None, *, compare: bool) -> str:
+        """The digest of the weights, on rank 0, and only there where they are sharded; empty elsewhere.
+
+        Where every rank has all weights they are compared: each rank records some layers for all, so weights that went
+        apart would be recorded wrongly. The others have nothing else to do while rank 0 forms its digest.
+        """
+        if weights is None or (self._sharded and not self._trainer.is_global_zero):
+            return ""
+        compare = compare and not self._sharded and self._trainer.world_size > 1
+        digest = tensors_digest(weights.parameters) if compare or self._trainer.is_global_zero else ""
+        digests = gather(self._trainer.strategy, digest) if compare else [digest]
+        apart = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
+        if apart is not None:
+            rule = "one whose weights are the same on every process"
+            got = f"other weights on rank {apart} than on rank 0"
+            remedy = "Parameters unfrozen after DDP was set up are not averaged, for one: unfreeze them before `fit`."
+            raise UnsupportedStrategyError(expected("model", rule, got, remedy))
+        return digest
 
     def _all_published(self, n_steps: int) -> bool:
         if self._elsewhere:

@@ -152,10 +152,12 @@ class WeightAnchor:
         """A store that holds just the weights that the training starts from, and these weights."""
         active = {name: one for name, one in self._parameters.items() if one.requires_grad}
         for store, known in _recording_stores(trainer):
-            if all(
-                name in known and torch.equal(known[name], local_part(one).detach().cpu())
+            same = all(
+                name in known and torch.equal(local_part_like(known[name], one).cpu(), local_part(one).detach().cpu())
                 for name, one in active.items()
-            ):
+            )
+            # One answer for all processes: of a small layer one of them may hold everything, and another nothing.
+            if trainer.strategy.reduce_boolean_decision(same, all=True):
                 return store, known
         return None, {}
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -28,9 +29,12 @@ from lightning_unlearn.store.records import encoded_layers
 from lightning_unlearn.types import LayerDelta, LayerInfo, LayerPiece
 from lightning_unlearn.utilities.checks import check_positive_int, expected
 
-__all__ = ["layer_sums", "prune"]
+__all__ = ["Span", "layer_sums", "prune"]
 
 T = TypeVar("T")
+Span: TypeAlias = tuple[int, int]
+"""First entry of a layer, and one behind the last, in row-major order."""
+
 Found: TypeAlias = tuple[int, StepPart, EncodedLayer]
 """A step, the part of it that one rank recorded, and the change of one layer, or of a piece of it, in there."""
 
@@ -76,12 +80,14 @@ def _groups(layers: Sequence[tuple[int, LayerInfo]], memory_bytes: int | None) -
         yield group
 
 
-def _chunks(store: DeltaStore, steps: Sequence[int]) -> Iterator[list[tuple[int, StepPart]]]:
-    """Neighbouring steps with what each rank stored of them, every checksum checked."""
+def _chunks(
+    store: DeltaStore, steps: Sequence[int], numbers: Collection[int] | None
+) -> Iterator[list[tuple[int, StepPart]]]:
+    """Neighbouring steps with what each rank stored of them, every checksum checked; of these layers and pieces."""
     chunk: list[tuple[int, StepPart]] = []
     size, names = 0, set[str]()
     for step in steps:
-        parts = store.reader.parts(step)
+        parts = store.reader.parts(step, numbers)
         chunk += [(step, part) for part in parts]
         size += sum(len(part.step.payload) for part in parts)
         names.update(part.file for part in parts)
@@ -124,16 +130,35 @@ def _pool() -> AbstractContextManager[Executor | None]:
 class _Group:
     """Sums of some layers, to which chunks of steps are added."""
 
-    def __init__(self, store: DeltaStore, layers: set[int], amounts: Mapping[int, float], pruning: Pruning) -> None:
+    def __init__(
+        self,
+        store: DeltaStore,
+        layers: set[int],
+        amounts: Mapping[int, float],
+        pruning: Pruning,
+        spans: Mapping[str, Span],
+    ) -> None:
         self._layers = store.signature.layers
         self._pieces = store.pieces
         self._numbered = with_pieces(store.signature, self._pieces)
-        whole = len(self._layers)
-        cut = {number for number, piece in enumerate(self._pieces, whole) if piece.layer in layers}
-        self._wanted = layers | cut
         self._amounts = amounts
         self._pruning = pruning
+        self._asked = {number: spans.get(self._layers[number].name) for number in layers}
+        # What is pruned further is chosen from the whole layer.
+        self._spans = {
+            number: (0, self._layers[number].numel) if span is None or self._is_pruned(number) else span
+            for number, span in self._asked.items()
+        }
+        cut = {number for number, piece in enumerate(self._pieces, len(self._layers)) if self._touches(piece)}
+        self.wanted = {number for number, (start, stop) in self._spans.items() if start < stop} | cut
         self.totals: dict[int, Tensor] = {}
+
+    def _is_pruned(self, number: int) -> bool:
+        return self._pruning.fraction_of(self._layers[number].name) < 1.0
+
+    def _touches(self, piece: LayerPiece) -> bool:
+        start, stop = self._spans.get(piece.layer, (0, 0))
+        return piece.start < stop and start < piece.stop
 
     def _piece(self, number: int) -> LayerPiece | None:
         """The piece of that number; `None` for a layer."""
@@ -146,7 +171,7 @@ class _Group:
     def decode(self, step: int, part: StepPart) -> list[EncodedLayer]:
         """The layers of this group, and their pieces, in a part of a step."""
         try:
-            return encoded_layers(part.step, self._numbered, part.compression, self._wanted)
+            return encoded_layers(part.step, self._numbered, part.compression, self.wanted)
         except ValueError as error:
             raise corrupted(part.file, [step], error) from error
 
@@ -154,12 +179,12 @@ class _Group:
         """Add the changes of one layer, in the order of the steps."""
         info = self._layers[number]
         try:
-            if self._pruning.when == "sum" or self._pruning.fraction_of(info.name) == 1.0:
+            if self._pruning.when == "sum" or not self._is_pruned(number):
                 by_piece: defaultdict[int, list[Piece]] = defaultdict(list)
                 for step, _, layer in found:
                     by_piece[layer.layer].append((layer, self._amounts[step]))
                 for piece, changes in by_piece.items():
-                    self._add(self.totals[number], self._piece(piece), changes)
+                    self._add(number, self._piece(piece), changes)
             else:
                 for step, group in itertools.groupby(found, key=lambda one: one[0]):
                     delta = prune(self._joined(info, group), info.numel, self._pruning, info.name, step)
@@ -167,16 +192,24 @@ class _Group:
         except ValueError as error:
             raise corrupted(found[0][1].file, [step for step, _, _ in found], error) from error
 
-    @staticmethod
-    def _add(total: Tensor, piece: LayerPiece | None, changes: Sequence[Piece]) -> None:
-        if piece is None:
-            add_encoded(total, changes)
-        elif piece.is_run:
-            add_encoded(total[piece.start : piece.stop], changes)
+    def _add(self, number: int, piece: LayerPiece | None, changes: Sequence[Piece]) -> None:
+        total, (start, stop) = self.totals[number], self._spans[number]
+        numel = self._layers[number].numel
+        held = LayerPiece(number, 0, (numel,), (1,)) if piece is None else piece
+        if held.is_run and start <= held.start and held.stop <= stop:
+            add_encoded(total[held.start - start : held.stop - start], changes)
+            return
+        part = torch.zeros(held.numel, dtype=torch.float64)
+        add_encoded(part, changes)
+        if held.is_run:
+            first, last = max(start, held.start), min(stop, held.stop)
+            total[first - start : last - start] += part[first - held.start : last - held.start]
+        elif start <= held.start and held.stop <= stop:
+            add_piece(total, replace(held, start=held.start - start), part)
         else:
-            part = torch.zeros(piece.numel, dtype=torch.float64)
-            add_encoded(part, changes)
-            add_piece(total, piece, part)
+            whole = torch.zeros(numel, dtype=torch.float64)
+            add_piece(whole, held, part)
+            total += whole[start:stop]
 
     def _joined(self, info: LayerInfo, found: Iterable[Found]) -> LayerDelta:
         parts = [
@@ -194,9 +227,13 @@ class _Group:
         if self._pruning.when == "sum":
             for number, total in totals.items():
                 _prune_sum(total, self._pruning, self._layers[number].name)
-        return {
-            self._layers[number].name: totals[number].reshape(self._layers[number].shape) for number in sorted(totals)
-        }
+        return {self._layers[number].name: self._as_asked(number, totals[number]) for number in sorted(totals)}
+
+    def _as_asked(self, number: int, total: Tensor) -> Tensor:
+        asked, (start, _) = self._asked[number], self._spans[number]
+        if asked is None:
+            return total.reshape(self._layers[number].shape)
+        return total[asked[0] - start : asked[1] - start]
 
     def start(self, chunk: Sequence[tuple[int, StepPart]], workers: _Workers) -> Callable[[], object]:
         """Begin to add a chunk; what is returned waits for the end."""
@@ -211,7 +248,8 @@ class _Group:
                 of_layer[self._layer(layer.layer)].append((step, part, layer))
         for number in of_layer:
             if number not in self.totals:
-                self.totals[number] = torch.zeros(self._layers[number].numel, dtype=torch.float64)
+                start, stop = self._spans[number]
+                self.totals[number] = torch.zeros(stop - start, dtype=torch.float64)
         largest_first = sorted(of_layer, key=lambda number: -sum(layer.kept for _, _, layer in of_layer[number]))
         return workers.start(self.add, largest_first, [of_layer[number] for number in largest_first])
 
@@ -223,6 +261,7 @@ def layer_sums(
     keep: Keep = None,
     kinds: Collection[str] = ("parameter",),
     memory_bytes: int | None = None,
+    spans: Mapping[str, Span] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Sums of `amount * delta` over steps, for one group of layers after the other.
 
@@ -239,9 +278,12 @@ def layer_sums(
             of its own. Each group reads the steps once more; from uncompressed stores only the bytes of its layers.
             Beside the sums there are at most two chunks of neighbouring steps of 64 MiB, and decoding room for each
             of torch's threads.
+        spans: Name -> first entry of the layer and one behind the last, in row-major order, where not all of it is
+            wanted: what was recorded of other entries, in pieces of their own, is not read.
 
     Yields:
-        Name -> float64 tensor of the layer's shape, for the layers of the group that changed in one of the steps.
+        Name -> float64 tensor of the layer's shape, or of shape (stop - start,) for a span, for the layers of the group
+        that changed in one of the steps.
 
     Raises:
         MissingDeltaError: a step has no delta.
@@ -256,12 +298,13 @@ def layer_sums(
     if memory_bytes is not None:
         check_positive_int("memory_bytes", memory_bytes)
     layers = [(number, info) for number, info in enumerate(store.signature.layers) if info.kind in kinds]
-    steps = sorted(amounts)
+    steps, limits = sorted(amounts), {} if spans is None else spans
     with _pool() as executor:
         workers = _Workers(executor)
         for numbers in _groups(layers, memory_bytes):
-            group, finish = _Group(store, numbers, amounts, pruning), None
-            for chunk in _chunks(store, steps):  # the next chunk is read while this one is added
+            group, finish = _Group(store, numbers, amounts, pruning, limits), None
+            wanted = None if spans is None else group.wanted
+            for chunk in _chunks(store, steps, wanted):  # the next chunk is read while this one is added
                 if finish is not None:
                     finish()
                 finish = group.start(chunk, workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -155,8 +155,12 @@ class StoreReader:
             edited=bool(index.edited[step]),
         )
 
-    def parts(self, step: int) -> list[StepPart]:
+    def parts(self, step: int, numbers: Collection[int] | None = None) -> list[StepPart]:
         """What each rank stored of a step, still encoded, every checksum checked.
+
+        Args:
+            step: The step.
+            numbers: Leave out the parts that hold none of these layers or pieces; their payload is not read.
 
         Local payloads are views into the mapped file: nothing is copied, and they stay valid while they are referred
         to, even after a purge has removed the file.
@@ -171,6 +175,9 @@ class StoreReader:
         if status is not StepStatus.STORED:
             remedy = f"The delta is not there because {REASONS[status]}."
             raise MissingDeltaError(expected("step", "one whose delta is stored", f"{step} ({status.name})", remedy))
+        if numbers is not None:
+            held = [(place, self._part(*place, step, payload=False).step.entries["layer"]) for place in segments]
+            segments = [place for place, layers in held if not set(layers.tolist()).isdisjoint(numbers)]
         return [self._part(rank, segment, step, payload=True) for rank, segment in segments]
 
     def read(self, step: int, pieces: Sequence[LayerPiece] = ()) -> dict[str, LayerDelta]:

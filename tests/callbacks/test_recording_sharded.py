@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from lightning_unlearn.deltas.accumulate import subtract_from
 from lightning_unlearn.deltas.request import DeletionRequest
@@ -252,3 +253,53 @@ def test_one_process_forgets_and_goes_on_from_what_two_recorded(recordings, tmp_
     again = DeltaStore.open(copy)
     assert again.n_steps == 2 * STEPS
     assert all(set(again.read(step)) == set(weights) for step in range(2 * STEPS))
+
+
+class Adapted(Cut):
+    """Most of it is frozen, so few values are in the store at first; from the second epoch on it is trained as well."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            self.net.base = nn.Linear(6, 400).requires_grad_(False)
+
+    def forward(self, x):
+        return self.net(x) + self.net.base(x).tanh().mean(1, keepdim=True) * x[:, :3]
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.net.base.requires_grad_(True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def adapt(kind, store):
+    return train(kind, store, module=Adapted(kind), **DENSE)
+
+
+def test_frozen_shards_are_left_out_until_they_are_trained(gloo_pool, tmp_path):
+    weights, _ = gloo_pool.run(adapt, "fsdp2", str(tmp_path / "store"))
+    store = DeltaStore.open(tmp_path / "store")
+    assert set(store.frozen) == {"net.base.weight", "net.base.bias"}
+    assert len(store.lineage.initial) == 1
+    assert [set(store.frozen) <= set(store.read(step)) for step in range(STEPS)] == [False] * 3 + [True] * 3
+    found = replayed(store)
+    assert all(float((found[name] - weights[name].double()).abs().max()) <= 1e-6 for name in weights)
+    assert store.state_of(tensors_digest(weights)).ranges == ((0, STEPS),)
+
+
+def apart(store):
+    with pytest.raises(UnsupportedStrategyError) as raised:
+        adapt("ddp", store)
+    return str(raised.value)
+
+
+def test_weights_that_ddp_does_not_keep_together_are_noticed_on_every_process(gloo_pool, tmp_path):
+    """DDP never averages what was frozen as it was set up."""
+    for message in gloo_pool.run(apart, str(tmp_path / "store")):
+        assert "other weights on rank 1 than on rank 0" in message
+        assert "Parameters unfrozen after DDP was set up" in message
+    store = DeltaStore.open(tmp_path / "store")
+    assert [state.ranges for state in store.lineage.states] == [(), ((0, STEPS // EPOCHS),)]

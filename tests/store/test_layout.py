@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from lightning_unlearn.deltas.accumulate import accumulate
+from lightning_unlearn.deltas.layer_sums import layer_sums
 from lightning_unlearn.exceptions import StoreCorruptedError
 from lightning_unlearn.functional.pruning import kept_count
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.layout import add_piece, join_pieces, places_in_layer
+from lightning_unlearn.store.segment_reader import Segment
 from lightning_unlearn.types import (
     DataFingerprint,
     LayerDelta,
@@ -113,6 +115,33 @@ def test_sums_are_those_of_one_process(pair, keep, memory_bytes):
     ours, theirs = (accumulate(store, amounts, keep=keep) for store in (cut, alone))
     assert ours.keys() == theirs.keys() == SHAPES.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in SHAPES)
+
+
+SPANS = {"rows": (20, 35), "columns": (3, 24), "bias": (1, 4)}
+
+
+@pytest.mark.parametrize("keep", [None, 0.2, {"rows": 0.1, "columns": 0.5}])
+def test_sums_of_spans_are_those_of_the_whole(pair, keep):
+    amounts = {0: 1.0, 2: 0.25, 4: 1.0}
+    for store in pair:
+        (whole,), (parts,) = (list(layer_sums(store, amounts, keep=keep, spans=spans)) for spans in (None, SPANS))
+        assert whole.keys() == parts.keys()
+        for name, total in whole.items():
+            start, stop = SPANS.get(name, (0, total.numel()))
+            assert parts[name].shape == (stop - start,) if name in SPANS else total.shape
+            assert torch.equal(parts[name].flatten(), total.flatten()[start:stop])
+
+
+def test_parts_that_hold_nothing_of_a_span_are_not_read(pair):
+    _, cut = pair
+    reads = []
+    payload = Segment.payload
+    spans = {"rows": (0, 20), "columns": (0, 0), "bias": (0, 3), "whole": (0, 0)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Segment, "payload", lambda self, index: reads.append(self.ref.name) or payload(self, index))
+        list(layer_sums(cut, {0: 1.0, 1: 1.0}, spans=spans))
+    assert len(reads) == 2
+    assert set(reads) == {ref.name for ref in cut.reader.commits[0].segments}
 
 
 def test_the_same_pieces_are_added_once_and_others_follow(tmp_path):
