@@ -63,7 +63,8 @@ class DeltaRecorder(Callback):
 
     Args:
         store: Directory (or fsspec URL) of the store. A new one is created; an existing one must know the weights
-            that training starts from, and is continued.
+            that training starts from, and is continued. With a path that is local to each node the ranks of every
+            node but rank 0's record into a part of the store, to be brought there by `DeltaStore.join`.
         keep: Fraction of every layer to keep, in (0, 1], or patterns of layer names (`fnmatch`, first match wins) ->
             fractions; a final `"*"` stands for all other layers, which otherwise keep 0.1. Left open it is 0.1, or 1.0
             where less than 5 % of the parameters are trainable (adapters such as LoRA).
