@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from lightning import LightningModule
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.membership import cross_entropy_per_sample
@@ -112,9 +111,6 @@ def _evaluating_on(module: LightningModule, device: torch.device | str | None) -
                 module.to(device)
             yield module.device
         finally:
-            for part in module.modules():
-                if isinstance(part, FSDPModule):
-                    part.reshard()  # the outermost stays whole after a forward pass, for a backward pass to come
             if device is not None:
                 module.to(home)
 

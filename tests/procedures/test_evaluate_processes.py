@@ -1,5 +1,6 @@
 """Evaluation on two processes, of whole models and of models in pieces, equals evaluation on one."""
 
+import json
 import math
 import re
 
@@ -15,6 +16,8 @@ from lightning_unlearn.exceptions import LightningUnlearnError, MissingRequireme
 from lightning_unlearn.procedures.compare import compare_models
 from lightning_unlearn.procedures.evaluate import evaluate
 from lightning_unlearn.procedures.relearn import relearn_time
+from lightning_unlearn.report.decision_regions import decision_plane
+from lightning_unlearn.report.unlearning_report import UnlearningReport
 
 ROLES = ("original", "unlearned", "retrained", "placebo", "first", "second")
 SIZES = {"forget": 21, "retain": 40, "test": 33}
@@ -173,3 +176,36 @@ def test_relearning_a_whole_model_is_the_same_on_every_process(gloo_pool):
     expected = relearn_whole()
     for found in gloo_pool.run(relearn_whole):
         assert (found.model, found.retrained) == (expected.model, expected.retrained)
+
+
+def reported(folder):
+    """Inside the pool: both processes make the report of the same models in pieces, and write it to the same files."""
+    made = models(ROLES)
+    result = evaluate(**{role: made[role] for role in ("original", "unlearned", "retrained")}, data=loaders())
+    report = UnlearningReport.from_results("Request 1", {"method": [result]}, asked="Asked.", done="Done.")
+    return report.to_json(f"{folder}/deep/report.json"), report.to_html(f"{folder}/deep/report.html"), report.to_dict()
+
+
+def test_every_process_makes_the_same_report(gloo_pool, tmp_path):
+    (_, _, first), (_, _, second) = gloo_pool.run(reported, str(tmp_path))
+    assert first == second
+    assert json.loads((tmp_path / "deep" / "report.json").read_text()) == json.loads(json.dumps(first))
+    assert (tmp_path / "deep" / "report.html").read_text().rstrip().endswith("</html>")
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"report.json", "report.html"}
+
+
+def asked_on_a_plane(sharded):
+    made = models(sharded)
+    corners = samples("forget").tensors[0][:3]
+    plane = decision_plane({role: made[role] for role in ("original", "unlearned")}, *corners, resolution=9)
+    for role in sharded:
+        assert all(isinstance(parameter, DTensor) for parameter in made[role].parameters())
+    return plane
+
+
+def test_decision_regions_of_models_in_pieces(gloo_pool):
+    expected = asked_on_a_plane(())
+    for found in gloo_pool.run(asked_on_a_plane, ROLES):
+        assert found.changed == expected.changed
+        for role, confidences in expected.confidences.items():
+            torch.testing.assert_close(found.confidences[role], confidences, rtol=TOLERANCE, atol=TOLERANCE)
