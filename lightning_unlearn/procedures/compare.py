@@ -30,6 +30,8 @@ def compare_models(
 ) -> dict[str, dict[str, float]]:
     """One row of numbers per model; `evaluate` says what such numbers mean, this only measures.
 
+    On several processes, and with models in pieces, as `evaluate`.
+
     Args:
         models: Label -> module.
         data: Loaders of `"forget"`, `"retain"` and `"test"`, in evaluation form.
@@ -45,6 +47,7 @@ def compare_models(
 
     Raises:
         ValueError: `reference` is not among the models.
+        UnsupportedStrategyError: a model is in pieces, and the processes have different batches.
     """
     check_choice("reference", reference, tuple(models))
     outputs = {

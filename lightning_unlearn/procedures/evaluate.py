@@ -53,6 +53,10 @@ def evaluate(
     distance is reported and decides nothing. All models see each batch together, so differences are taken sample by
     sample, whatever the loaders' order. Nothing is trained, and models, modes and random state are left as they were.
 
+    On several processes, every one that calls it gets the whole result: give each loaders over all samples. Models that
+    are in pieces (FSDP2, tensor parallel) need all processes to call it with the same models and the same batches;
+    what one of them cannot do is raised by all.
+
     Args:
         original: The trained model that holds the samples.
         unlearned: The model after the forgetting pass.
@@ -81,6 +85,8 @@ def evaluate(
         MissingRequirementError: the forget or the test loader is missing, or an adapter is needed.
         ValueError: an unknown split, a shuffled forget loader together with `true_targets`, `references` without
             `retrained`, a cost that is negative or not finite, or an empty loader.
+        UnsupportedStrategyError: a model is in pieces, and the processes have different batches; or it is under FSDP1.
+        LightningUnlearnError: a model is in pieces, and another process has failed.
     """
     started = time.perf_counter()
     _check(data, retrained, references, true_targets, (unlearning_seconds, retraining_seconds, store_bytes))

@@ -117,7 +117,7 @@ def private_copy(model: LightningModule) -> LightningModule:
     """
     try:
         return copy.deepcopy(model)
-    except (TypeError, RuntimeError, ValueError, copy.Error) as error:
+    except (TypeError, RuntimeError, ValueError, AssertionError, copy.Error) as error:  # FSDP2 raises an assertion
         remedy = "Take such attributes (open files, locks, tensors with a gradient history) off the module first."
         rule = "a module that `copy.deepcopy` can copy, since a pass works on a copy"
         raise UnsupportedStrategyError(expected("model", rule, str(error), remedy)) from error

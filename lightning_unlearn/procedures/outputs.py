@@ -14,7 +14,9 @@ from torch import Tensor
 from lightning_unlearn.exceptions import MissingRequirementError
 from lightning_unlearn.functional.membership import cross_entropy_per_sample
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.in_step import InStep
 from lightning_unlearn.utilities.modes import evaluating, isolated_rng
+from lightning_unlearn.utilities.whole_weights import is_sharded
 
 __all__ = ["Adapter", "ModelOutputs", "collect_outputs", "collect_outputs_together", "default_adapter"]
 
@@ -134,6 +136,9 @@ def collect_outputs_together(
     modes and device are restored, no hook of training or validation runs and nothing is logged. The global random
     states are what they were before.
 
+    Where a model is in pieces on several processes (FSDP2, tensor parallel), forward passes wait for each other: every
+    process calls this with the same models, and with loaders that give the same batches. Each gets the whole result.
+
     Args:
         models: Name -> module.
         loader: Batches.
@@ -146,17 +151,21 @@ def collect_outputs_together(
     Raises:
         MissingRequirementError: a batch, the logits or the targets are not of the expected form; an adapter is needed.
         ValueError: the loader is empty.
+        UnsupportedStrategyError: a model is in pieces, and the processes have different batches; on all of them.
+        LightningUnlearnError: a model is in pieces, and another process has failed.
     """
     run = adapter or default_adapter
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack, torch.no_grad():
         stack.enter_context(isolated_rng())
+        passes = stack.enter_context(InStep(any(map(is_sharded, models.values()))))
         devices = {name: stack.enter_context(_evaluating_on(model, device)) for name, model in models.items()}
-        for batch in loader:
+        for batch in passes.batches(loader):
             for name, model in models.items():
-                logits, targets = run(model, _moved(model, batch, devices[name]))
-                _check(logits, targets, MissingRequirementError, _REMEDY)
-                found[name].append((logits.float().cpu(), targets.long().cpu()))
+                with passes.part():
+                    logits, targets = run(model, _moved(model, batch, devices[name]))
+                    _check(logits, targets, MissingRequirementError, _REMEDY)
+                    found[name].append((logits.float().cpu(), targets.long().cpu()))
     results = {}
     for name, pieces in found.items():
         if not pieces:

@@ -25,6 +25,7 @@ from lightning_unlearn.procedures.relearn_result import (
 )
 from lightning_unlearn.utilities.checks import check_choice, expected
 from lightning_unlearn.utilities.rng import seed_of, seeded_generators
+from lightning_unlearn.utilities.whole_weights import is_sharded
 
 __all__ = ["relearn_time"]
 
@@ -68,8 +69,8 @@ def relearn_time(
         loss was not finite, has none. A model that is at the threshold already needs 0 steps.
 
     Raises:
-        UnsupportedStrategyError: iterable data, data without a batch size, a module that cannot be copied or is
-            optimized manually, or a training step without a loss.
+        UnsupportedStrategyError: iterable data, data without a batch size, a module that cannot be copied, is in pieces
+            on several processes or optimized manually, or a training step without a loss.
         ValueError: an unknown setting, or a model without trainable parameters.
 
     >>> class Line(LightningModule):
@@ -86,6 +87,11 @@ def relearn_time(
     """
     if not isinstance(setting, RelearnSetting):
         setting = RELEARN_SETTINGS[check_choice("setting", setting, tuple(RELEARN_SETTINGS))]
+    for name, one in (("model", model), ("retrained", retrained)):
+        if one is not None and is_sharded(one):
+            remedy = "Load its full state dict into a module of its own on every process, and pass that."
+            rule = "a module with whole parameters"
+            raise UnsupportedStrategyError(expected(name, rule, "one in pieces on several processes", remedy))
     check_splittable(forget_data, "forget_data")
     source = forget_data if train_data is None else check_splittable(train_data, "train_data")
     draws = _Draws(source, setting, seed)

@@ -14,6 +14,7 @@ from lightning_unlearn.report.html import render_html
 from lightning_unlearn.report.sections import results_section, say_and_do_not_say
 from lightning_unlearn.report.terminal import print_document
 from lightning_unlearn.results import EvaluationResult, to_dict
+from lightning_unlearn.utilities.files import Files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,6 +103,6 @@ class UnlearningReport(Document):
 
 def _write(path: str | os.PathLike[str], text: str) -> Path:
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    # Whole or not at all, also where several processes write it at once.
+    Files(target.parent).publish(target.name, text.encode())
     return target

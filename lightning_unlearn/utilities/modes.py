@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 __all__ = ["evaluating", "isolated_rng", "preserved_buffers", "preserved_modes", "preserved_requires_grad"]
 
@@ -39,7 +40,7 @@ def preserved_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode afterwards.
+    """Eval mode inside, every submodule's own mode afterwards; and parameters are in pieces again under FSDP2.
 
     >>> net = nn.Linear(1, 1)
     >>> with evaluating(net):
@@ -50,7 +51,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     with preserved_modes(module):
         module.eval()
-        yield
+        try:
+            yield
+        finally:
+            # The outermost keeps its parameters whole after a forward pass, for a backward pass that does not come.
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
 
 
 @contextmanager
