@@ -7,7 +7,9 @@ r"""What recording was predicted to cost, against what it cost: bytes and second
 A run is an ordinary Trainer with a `DeltaRecorder`, in one process or in several that are joined by gloo and DDP, each
 with one thread. Bytes are those of the files of the store. Seconds are the median, over steps, of the time inside the
 recorder's hooks: before and after the optimizer's step, and at the start of the batch; of the rank for which that is
-longest. They are predicted from rates that the same processes measured right before and right after the training.
+longest. They are predicted from rates that the same processes measured at the same time: by the wall clock right before
+the training, and right after it by the time that the thread itself ran. The second leaves out what other programs of a
+shared machine took, which in a small fraction of a second is a matter of luck.
 
 `--fit` trains other models with other settings, and prints the constants of `store/expected_size.py` as they follow
 from them: bytes of a compressed value, bytes of compressed positions against the entropy of the mask, and the share of
@@ -27,7 +29,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,10 +56,12 @@ from lightning_unlearn.store.step_encoder import StepEncoder
 from lightning_unlearn.types import IndexCodec, LayerDelta, ValueDtype
 from lightning_unlearn.utilities.parameters import model_signature
 
-BATCH, SAMPLES = 32, 1280
+BATCH, SAMPLES = 32, 640
 COLUMNS = ["model", "optimizer", "processes", "keep", "value_dtype", "compression", "predicted_mb", "measured_mb"]
-COLUMNS += ["bytes_ratio", "predicted_ms", "measured_ms", "seconds_ratio", "step_ms", "watch_ratio", "select_ratio"]
-COLUMNS += ["encode_ratio", "rest_ms", "rest_ratio"]
+COLUMNS += ["bytes_ratio", "predicted_ms", "measured_ms", "seconds_ratio", "watch_ratio", "select_ratio"]
+COLUMNS += ["encode_ratio", "rest_ratio", "wall_predicted_ms", "wall_measured_ms", "wall_ratio", "wall_step_ms"]
+Medians = dict[str, dict[str, float]]
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "thread": time.thread_time}
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ class Training(LightningModule):
 
 
 @contextmanager
-def timed() -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of the recorder's parts."""
+def timed() -> Iterator[dict[tuple[str, str], list[float]]]:
+    """Seconds of every call of the recorder's parts, by clock and part."""
     places = {
         "watch": (DeltaCapture, "watch"),
         "select": (DeltaCapture, "changes"),
@@ -122,17 +126,18 @@ def timed() -> Iterator[dict[str, list[float]]]:
         "record": (StepRecording, "_record"),
         "note": (StepRecording, "note_batch"),
     }
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
     kept = {label: getattr(owner, name) for label, (owner, name) in places.items()}
 
     def wrap(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
+            begin = {name: clock() for name, clock in CLOCKS.items()}
             try:
                 return function(*args, **kwargs)
             finally:
-                found[label].append(time.perf_counter() - begin)
+                for name, clock in CLOCKS.items():
+                    found[name, label].append(clock() - begin[name])
 
         return call
 
@@ -145,19 +150,8 @@ def timed() -> Iterator[dict[str, list[float]]]:
             setattr(owner, name, kept[label])
 
 
-def between(first: Rates, second: Rates) -> Rates:
-    """The mean of two measurements."""
-
-    def mean(one: Any, other: Any) -> Any:
-        if isinstance(one, dict):
-            return {key: (one[key] + other[key]) / 2 for key in one}
-        return (one + other) / 2 if isinstance(one, float) else one
-
-    return Rates(**{item.name: mean(getattr(first, item.name), getattr(second, item.name)) for item in fields(Rates)})
-
-
-def train(run: Run, folder: str, data_root: str | None) -> tuple[dict[str, float], Rates]:
-    """One rank of a run: median seconds of the parts of its hooks, and its rates."""
+def train(run: Run, folder: str, data_root: str | None) -> tuple[Medians, dict[str, Rates]]:
+    """One rank of a run: median seconds of the parts of its hooks, and its rates, by each clock."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     seed_everything(0, verbose=False)
@@ -167,7 +161,7 @@ def train(run: Run, folder: str, data_root: str | None) -> tuple[dict[str, float
     )
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     many = {"strategy": "ddp", "devices": run.processes} if run.processes > 1 else {"devices": 1}
-    before = measure_rates(folder, repeats=5)
+    rates = {"wall": measure_rates(folder, repeats=3)}
     trainer = Trainer(
         max_epochs=run.epochs, callbacks=recorder, accelerator="cpu", enable_checkpointing=False, **quiet, **many
     )
@@ -176,12 +170,14 @@ def train(run: Run, folder: str, data_root: str | None) -> tuple[dict[str, float
         begin = time.perf_counter()
         trainer.fit(model, loader)
         whole = time.perf_counter() - begin
-    rates = between(before, measure_rates(folder, repeats=5))
-    skipped = len(trainer.optimizers)  # looked at once more, as the training began
-    found["watch"] = found["watch"][skipped:]
-    medians = {label: statistics.median(seconds[2:]) for label, seconds in found.items()}
-    medians["hook"] = medians["watch"] + medians["record"] + medians["note"]
-    medians["step"] = whole / trainer.global_step
+    rates["thread"] = measure_rates(folder, repeats=3, clock=time.thread_time)
+    medians: Medians = {name: {} for name in CLOCKS}
+    for (name, label), seconds in found.items():
+        # of looking for edits there is one more, as the training begins; the first steps allocate
+        medians[name][label] = statistics.median(seconds[3:])
+    for parts in medians.values():
+        parts["hook"] = parts["watch"] + parts["record"] + parts["note"]
+    medians["wall"]["step"] = whole / trainer.global_step
     return medians, rates
 
 
@@ -231,40 +227,43 @@ def check(run: Run, data_root: str | None) -> dict[str, Any]:
         plan = planned(run, store, Training(run.model, run.optimizer))
         assert store.n_steps == plan.steps, f"{store.n_steps} steps instead of {plan.steps}"
         measured_bytes = sum(path.stat().st_size for path in Path(folder, "store").rglob("*") if path.is_file())
-        costs = {rank: recording_cost(plan, rates) for rank, (_, rates) in found.items()}
+        costs = {
+            name: {rank: recording_cost(plan, rates[name]) for rank, (_, rates) in found.items()} for name in CLOCKS
+        }
     return row(run, costs, {rank: medians for rank, (medians, _) in found.items()}, measured_bytes)
 
 
 def row(
-    run: Run, costs: dict[int, RecordingCost], medians: dict[int, dict[str, float]], measured_bytes: int
+    run: Run, costs: dict[str, dict[int, RecordingCost]], medians: dict[int, Medians], measured_bytes: int
 ) -> dict[str, Any]:
     """One line of the table."""
-    predicted = {rank: cost.seconds[rank] for rank, cost in costs.items()}
-    slow = max(medians, key=lambda rank: medians[rank]["hook"])
-    mine, size = medians[slow], costs[slow].bytes.total
-    expected = max(one.inline for one in predicted.values())
-    encode = predicted[slow].encode + predicted[slow].compress
-    rest = mine["record"] - mine["select"] - mine["encode"] + mine["note"]
-    return {
+    found: dict[str, Any] = {
         "model": run.model,
         "optimizer": run.optimizer,
         "processes": run.processes,
         "keep": run.keep if isinstance(run.keep, float) else ", ".join(f"{k} {v}" for k, v in run.keep.items()),
         "value_dtype": run.value_dtype,
         "compression": run.compression,
-        "predicted_mb": size / 1e6,
-        "measured_mb": measured_bytes / 1e6,
-        "bytes_ratio": size / measured_bytes,
-        "predicted_ms": 1e3 * expected,
-        "measured_ms": 1e3 * mine["hook"],
-        "seconds_ratio": expected / mine["hook"],
-        "step_ms": 1e3 * mine["step"],
-        "watch_ratio": predicted[slow].watch / mine["watch"],
-        "select_ratio": predicted[slow].select / mine["select"],
-        "encode_ratio": encode / mine["encode"],
-        "rest_ms": 1e3 * rest,
-        "rest_ratio": predicted[slow].other / rest,
     }
+    size = costs["wall"][0].bytes.total
+    found |= {"predicted_mb": size / 1e6, "measured_mb": measured_bytes / 1e6, "bytes_ratio": size / measured_bytes}
+    for name, prefix, ratio in (("thread", "", "seconds_ratio"), ("wall", "wall_", "wall_ratio")):
+        slow = max(medians, key=lambda rank: medians[rank][name]["hook"])
+        mine = medians[slow][name]
+        predicted = {rank: cost.seconds[rank] for rank, cost in costs[name].items()}
+        expected = max(one.inline for one in predicted.values())
+        found |= {f"{prefix}predicted_ms": 1e3 * expected, f"{prefix}measured_ms": 1e3 * mine["hook"]}
+        found[ratio] = expected / mine["hook"]
+        if name == "thread":
+            rest = mine["record"] - mine["select"] - mine["encode"] + mine["note"]
+            found |= {
+                "watch_ratio": predicted[slow].watch / mine["watch"],
+                "select_ratio": predicted[slow].select / mine["select"],
+                "encode_ratio": (predicted[slow].encode + predicted[slow].compress) / mine["encode"],
+                "rest_ratio": predicted[slow].other / rest,
+            }
+    found["wall_step_ms"] = 1e3 * max(one["wall"]["step"] for one in medians.values())
+    return found
 
 
 def fit() -> list[dict[str, Any]]:
@@ -341,7 +340,10 @@ def main() -> None:
         rows = fit()
         show("Constants", rows, ["constant", "value", "from", "to"])
     else:
-        rows = [check(run, args.data_root) for run in (RUNS[:1] + RUNS[9:10] if args.quick else RUNS)]
+        rows = []
+        for run in RUNS[:1] + RUNS[9:10] if args.quick else RUNS:
+            rows.append(check(run, args.data_root))
+            write_json(args.json, rows)
         show("Predicted and measured", rows, COLUMNS)
     write_json(args.json, rows)
 

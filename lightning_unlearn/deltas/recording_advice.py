@@ -115,10 +115,9 @@ def _settings(cost: RecordingCost, step_seconds: float | None) -> Iterator[str]:
         other = replace(plan, settings=replace(settings, **changes))  # type: ignore[arg-type]
         return 1 - sum(one.deltas for one in recorded_bytes(other)) / total
 
-    few = plan.trainable_share < 1
-    if not few and settings.keep > _KEEP:
+    if not plan.trains_little and settings.keep > _KEEP:
         yield f"`keep={_KEEP}`, the default, would take {saved(keep=_KEEP, keep_overrides={}):.0%} less."
-    if not few and settings.value_dtype == "float32":
+    if not plan.trains_little and settings.value_dtype == "float32":
         yield f"`value_dtype='scaled_float16'` would take {saved(value_dtype='scaled_float16'):.0%} less."
     compressing = sum(size.plain for size in cost.step) / plan.ranks
     if settings.compression is None:

@@ -138,9 +138,14 @@ class PlannedRecording:
         return sum(layer.numel for layer in self.trained) / sum(layer.numel for layer in self.parameters)
 
     @property
+    def trains_little(self) -> bool:
+        """Whether so few parameters are trained (adapters, a head) that all of their change is kept by default."""
+        return self.trainable_share < _FEW_TRAINABLE
+
+    @property
     def stored_layers(self) -> list[LayerInfo]:
         """Layers whose values at the start the store keeps: not those of a large frozen model below an adapter."""
-        left_out = self.frozen if self.trainable_share < _FEW_TRAINABLE else frozenset[str]()
+        left_out = self.frozen if self.trains_little else frozenset[str]()
         return [layer for layer in self.signature.layers if layer.name not in left_out]
 
     @property

@@ -100,7 +100,7 @@ def recording_seconds(
     """
     sizes, found = step_sizes(plan), []
     reductions = 0.0
-    if plan.sharded and plan.ranks > 1:
+    if network_bytes(plan):
         latency = (_PASSES + 1) * network.latency * math.log2(plan.ranks)
         reductions = network_bytes(plan) / network.bandwidth + latency
     ids = plan.batch_size / plan.ranks

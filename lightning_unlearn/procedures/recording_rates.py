@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -77,28 +78,41 @@ class _OneLayer(LightningModule):
 class _Clock(Callback):
     """When each batch was over."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.times: list[float] = []
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
-
-
-def _median(repeats: int, prepare: Callable[[], object], work: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(repeats + 1):
-        prepare()
-        begin = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begin)
-    return max(statistics.median(taken[1:]), 1e-9)  # the first touches memory for the first time
+        self.times.append(self.clock())
 
 
 def _nothing() -> None:
     return None
 
 
-def measure_rates(folder: str | os.PathLike[str] | None = None, *, repeats: int = _REPEATS) -> Rates:
+@dataclass(frozen=True)
+class _Watch:
+    """Times pieces of work: the median of some repeats, by a clock."""
+
+    repeats: int
+    clock: Callable[[], float]
+
+    def seconds(self, work: Callable[[], object], prepare: Callable[[], object] = _nothing, times: int = 0) -> float:
+        taken = []
+        for _ in range(1 + (times or self.repeats)):
+            prepare()
+            begin = self.clock()
+            work()
+            taken.append(self.clock() - begin)
+        return max(statistics.median(taken[1:]), 1e-9)  # the first touches memory for the first time
+
+
+def measure_rates(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    repeats: int = _REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rates:
     """Do what recording does, with the code that does it, on weights of no meaning.
 
     Nothing but this process is looked at: on a machine on which several ranks will record, cores, memory and disk are
@@ -109,16 +123,18 @@ def measure_rates(folder: str | os.PathLike[str] | None = None, *, repeats: int 
         folder: A folder on the disk that the store will be on; by default where temporary files are. What is written
             there, about 40 MB, is removed again.
         repeats: How often each piece of work is done; the median counts.
+        clock: What the time is; `time.thread_time` leaves out what other programs take, and what waits for a disk.
 
     Raises:
         FileNotFoundError: there is no such folder.
         MissingRequirementError: `zstandard` is missing.
     """
     check_compression("zstd")
-    figures = {**_selection(repeats), **_encoding(repeats)}
+    watch = _Watch(repeats, clock)
+    figures = {**_selection(watch), **_encoding(watch)}
     with tempfile.TemporaryDirectory(prefix=".tmp-rates-", dir=folder) as place:
-        figures |= _writing(Path(place), repeats)
-        figures["step"] = _step(Path(place), 30 * repeats)
+        figures |= _writing(Path(place), watch)
+        figures["step"] = _step(Path(place), watch)
     origin = f"measured on this machine, {torch.get_num_threads()} threads"
     return Rates(origin=origin, threads=min(4, torch.get_num_threads()), **figures)  # type: ignore[arg-type]
 
@@ -130,7 +146,7 @@ def _capture(sizes: Sequence[int], keep: float) -> tuple[_Layers, DeltaCapture, 
     return module, capture, optimizer
 
 
-def _selection(repeats: int) -> dict[str, object]:
+def _selection(watch: _Watch) -> dict[str, object]:
     large, middle, small = (_LARGE,) * _LARGE_LAYERS, (_MIDDLE,) * _MANY, (_SMALL,) * _MANY
     entries = sum(large)
 
@@ -142,32 +158,32 @@ def _selection(repeats: int) -> dict[str, object]:
             "skip": lambda: capture.skip(optimizer, 0),
             "changes": lambda: capture.changes(optimizer, next(step)),
         }
-        return _median(repeats, _nothing if what == "watch" else module.change, work[what])
+        return watch.seconds(work[what], _nothing if what == "watch" else module.change)
 
     together = [seconds(large, keep, "changes") for keep in (_SPARSE, _DENSE)]
-    alone = [_alone(_LARGE, keep, repeats) * _LARGE_LAYERS for keep in (_SPARSE, _DENSE)]
+    alone = [_alone(_LARGE, keep, watch) * _LARGE_LAYERS for keep in (_SPARSE, _DENSE)]
     kept = max((alone[1] - alone[0]) / (entries * (_DENSE - _SPARSE)), 1e-12)
     entry = max(alone[0] / entries - kept * _SPARSE, 1e-12)
-    watch = seconds(large, _SPARSE, "watch") / entries
+    looking = seconds(large, _SPARSE, "watch") / entries
 
     def each(sizes: Sequence[int], what: str, cheap: float) -> float:
         return max(seconds(sizes, _SPARSE, what) / len(sizes) - cheap * sizes[0], 1e-9)
 
     return {
-        "watch_entry": watch,
-        "watch_layer": each(small, "watch", watch),
+        "watch_entry": looking,
+        "watch_layer": each(small, "watch", looking),
         "copy_entry": seconds(large, _SPARSE, "skip") / entries,
         "select_entry": entry,
         "select_kept": kept,
         "select_layer": each(middle, "changes", entry + kept * _SPARSE),
         "select_small_layer": each(small, "changes", entry + kept * _SPARSE),
         "difference_entry": seconds(large, 1.0, "changes") / entries,
-        "histogram_entry": _histogram(_LARGE, repeats) / _LARGE,
+        "histogram_entry": _histogram(_LARGE, watch) / _LARGE,
         "thread_gain": max(1.0, sum(alone) / sum(together)),
     }
 
 
-def _alone(numel: int, keep: float, repeats: int) -> float:
+def _alone(numel: int, keep: float, watch: _Watch) -> float:
     """One layer on one thread, whatever PyTorch has."""
     module, selector = _Layers([numel]), Selector()
     after = module.layers[0].detach().numpy()
@@ -177,10 +193,10 @@ def _alone(numel: int, keep: float, repeats: int) -> float:
         selector.select(after, before, int(keep * numel))
         np.copyto(before, after)
 
-    return _median(repeats, module.change, work)
+    return watch.seconds(work, module.change)
 
 
-def _histogram(numel: int, repeats: int) -> float:
+def _histogram(numel: int, watch: _Watch) -> float:
     """One digit of 11 bits, counted piece by piece; as a selection over shards does three times."""
     bits = _Layers([numel]).layers[0].detach().numpy().view(np.int32) & np.int32(0x7FFFFFFF)
 
@@ -188,7 +204,7 @@ def _histogram(numel: int, repeats: int) -> float:
         for start in range(0, numel, 1 << 16):
             np.bincount(bits[start : start + (1 << 16)] >> 20, minlength=1 << 11)
 
-    return _median(repeats, _nothing, work)
+    return watch.seconds(work)
 
 
 def _pending(deltas: list[LayerDelta]) -> PendingStep:
@@ -202,12 +218,12 @@ def _deltas(sizes: Sequence[int], keep: float) -> tuple[_Layers, list[LayerDelta
     return module, found if isinstance(found, list) else found()
 
 
-def _encoding(repeats: int) -> dict[str, object]:
+def _encoding(watch: _Watch) -> dict[str, object]:
     def seconds(sizes: Sequence[int], keep: float, value_dtype: ValueDtype) -> tuple[float, int]:
         module, deltas = _deltas(sizes, keep)
         encoder = StepEncoder(model_signature(module), RecordingSettings(keep=keep, value_dtype=value_dtype))
         held: list[object] = []  # as in a writer: memory that is used anew would be faster than fresh memory
-        taken = _median(repeats, _nothing, lambda: held.append(encoder.encode(_pending(deltas))))
+        taken = watch.seconds(lambda: held.append(encoder.encode(_pending(deltas))))
         return taken, sum(delta.values.numel() for delta in deltas)
 
     sparse: dict[ValueDtype, float] = {}
@@ -222,7 +238,7 @@ def _encoding(repeats: int) -> dict[str, object]:
     layers = [encode_layer(delta, _LARGE, "bfloat16") for delta in deltas]
     plain = sum(layer.index.size + layer.value.size for layer in layers)
     held: list[object] = []
-    compressing = _median(repeats, _nothing, lambda: held.append(join_payload(layers, "zstd")))
+    compressing = watch.seconds(lambda: held.append(join_payload(layers, "zstd")))
     return {
         "encode_kept": sparse,
         "encode_whole": whole,
@@ -232,7 +248,7 @@ def _encoding(repeats: int) -> dict[str, object]:
     }
 
 
-def _writing(place: Path, repeats: int) -> dict[str, object]:
+def _writing(place: Path, watch: _Watch) -> dict[str, object]:
     module, deltas = _deltas((_LARGE,) * _LARGE_LAYERS, _DENSE)
     settings = RecordingSettings(keep=_DENSE)
     store = DeltaStore.create(
@@ -250,17 +266,17 @@ def _writing(place: Path, repeats: int) -> dict[str, object]:
             given = deltas if with_deltas else None
             writer.append(sample_ids=ids, deltas=given, status=status, **arguments)  # type: ignore[arg-type]
 
-        few = _median(20 * repeats, _nothing, lambda: append(range(1), False))
-        many = _median(20 * repeats, _nothing, lambda: append(range(1025), False))
+        few = watch.seconds(lambda: append(range(1), False), times=100)
+        many = watch.seconds(lambda: append(range(1025), False), times=100)
         writer.flush()
-        file_seconds = _median(repeats, lambda: append(range(1), False), writer.flush)
+        file_seconds = watch.seconds(writer.flush, lambda: append(range(1), False))
         size = sum(path.stat().st_size for path in place.rglob("segment-*"))
 
         def append_some() -> None:
             for _ in range(4):
                 append(range(1), True)
 
-        full = _median(2, append_some, writer.flush)
+        full = watch.seconds(writer.flush, append_some, times=2)
     grown = (sum(path.stat().st_size for path in place.rglob("segment-*")) - size) / 3
 
     def state() -> None:
@@ -271,16 +287,17 @@ def _writing(place: Path, repeats: int) -> dict[str, object]:
     return {
         "publish_byte": max((full - file_seconds) / grown, 1e-12),
         "publish_file": file_seconds,
-        "state_entry": _median(2, _nothing, state) / sum(layer.numel() for layer in module.layers),
+        "state_entry": watch.seconds(state, times=2) / sum(layer.numel() for layer in module.layers),
         "sample": max((many - few) / 1024, 1e-9),
     }
 
 
-def _step(place: Path, steps: int) -> float:
+def _step(place: Path, watch: _Watch) -> float:
     """What a step takes longer with a recorder where there is nothing to record: ids, hooks, and calls of Python."""
+    steps = 50 + 20 * watch.repeats
 
     def seconds(callbacks: list[Callback]) -> float:
-        clock = _Clock()
+        clock = _Clock(watch.clock)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # what Lightning thinks of a loader without workers
             module = _OneLayer()
