@@ -19,6 +19,8 @@ SAMPLES, GLOBAL_BATCH, EPOCHS = 24, 8, 2
 STEPS = EPOCHS * SAMPLES // GLOBAL_BATCH
 DENSE = {"keep": 1.0, "value_dtype": "float32"}
 KINDS = ("ddp", "fsdp2", "fsdp1", "tensor")
+TENSOR_PARALLEL = {"tensor": 1, "grid": 2, "alone8": 1}
+"""Kinds that need eight hidden units, and how many processes see different samples."""
 
 
 class Net(nn.Module):
@@ -41,17 +43,17 @@ class Cut(LightningModule):
         self.kind = kind
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(4)
-            self.net = Net(8 if kind in ("tensor", "alone8") else 7)
+            self.net = Net(8 if kind in TENSOR_PARALLEL else 7)
         self.net.hidden.bias.requires_grad_(not frozen)
 
     def configure_model(self):
-        if self.kind == "fsdp2":
+        if self.kind in ("tensor", "grid"):
+            plan = {"hidden": ColwiseParallel(), "head": RowwiseParallel()}
+            parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+        if self.kind in ("fsdp2", "grid"):
             mesh = self.device_mesh["data_parallel"]
             fully_shard(self.net.hidden, mesh=mesh)
             fully_shard(self.net, mesh=mesh)
-        elif self.kind == "tensor":
-            plan = {"hidden": ColwiseParallel(), "head": RowwiseParallel()}
-            parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
 
     def forward(self, x):
         return self.net(x)
@@ -63,12 +65,16 @@ class Cut(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.02)
 
 
-def strategy_of(kind, **kwargs):
-    """The strategy in which two processes train."""
-    if kind == "fsdp2":
-        return ModelParallelStrategy(2, 1, process_group_backend="gloo", **kwargs)
-    if kind == "tensor":
-        return ModelParallelStrategy(1, 2, process_group_backend="gloo", **kwargs)
+def replicas_of(kind, processes):
+    """How many groups of processes see samples of their own."""
+    return TENSOR_PARALLEL.get(kind, processes)
+
+
+def strategy_of(kind, processes=2, **kwargs):
+    """The strategy in which several processes train."""
+    if kind in ("fsdp2", "tensor", "grid"):
+        replicas = replicas_of(kind, processes)
+        return ModelParallelStrategy(replicas, processes // replicas, process_group_backend="gloo", **kwargs)
     if kind == "fsdp1":
         return CpuFSDPStrategy(auto_wrap_policy={nn.Linear}, **kwargs)
     return DDPStrategy(process_group_backend="gloo", **kwargs)
@@ -77,14 +83,14 @@ def strategy_of(kind, **kwargs):
 def trainer_of(kind, processes=2, strategy=None, **kwargs):
     defaults = {"max_epochs": EPOCHS, "devices": processes}
     if processes > 1:
-        defaults["strategy"] = strategy_of(kind, **(strategy or {}))
+        defaults["strategy"] = strategy_of(kind, processes, **(strategy or {}))
     return quiet_trainer(**{**defaults, **kwargs})
 
 
 def data_of(kind, processes=2):
     """Loaders whose batches together are the same in every kind of training."""
-    replicas = 1 if kind == "tensor" else processes
-    rank = dist.get_rank() if replicas > 1 else 0
+    replicas = replicas_of(kind, processes) if processes > 1 else 1
+    rank = dist.get_rank() * replicas // processes if replicas > 1 else 0
     # Lightning's own sampler would shuffle whatever the loader says.
     sampler = DistributedSampler(range(SAMPLES), replicas, rank, shuffle=False)
     return loader(IdDataset(SAMPLES), batch_size=GLOBAL_BATCH // replicas, sampler=sampler)
