@@ -1,9 +1,11 @@
 """`lightning-unlearn tune` and `unlearn`, from the checkpoint to the forgotten model."""
 
 import json
+import warnings
 
 import pytest
 import torch
+from torch.distributed.checkpoint import save
 
 from lightning_unlearn.api import unlearn
 from lightning_unlearn.cli import main
@@ -86,6 +88,22 @@ def test_from_a_config_to_a_forgotten_model(checkpoint, tmp_path, capsys, monkey
     for one, other in zip(loaded.parameters(), direct.parameters(), strict=True):
         assert torch.equal(one, other)
     assert "'forgotten.ckpt'. Name another, or add --overwrite." in refused(call, capsys)
+
+
+def test_the_weights_may_be_a_folder_of_shards(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group
+        save({"state_dict": trained().state_dict()}, checkpoint_id="shards")
+    shared = ["--forget", str(FORGET), "--trainer.accelerator", "cpu", "--seed", "0", "--method", "fine-tune"]
+    main(["unlearn", *CLASSES, *shared, "--checkpoint", "shards", "--output", "forgotten.ckpt"])
+    assert "forgotten.ckpt holds the forgotten model" in " ".join(capsys.readouterr().out.split())
+    loaded = Linear.load_from_checkpoint(tmp_path / "forgotten.ckpt", weights_only=True)
+    direct = unlearn(trained(), FORGET, method="fine-tune", data=Blobs(), trainer=TRAINER, seed=0).model
+    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), direct.parameters(), strict=True))
+    (tmp_path / "empty").mkdir()
+    call = ["unlearn", *CLASSES, *shared, "--checkpoint", "empty", "--output", "other.ckpt"]
+    assert "left a `.metadata`, but got 'empty, a folder without it'" in refused(call, capsys)
 
 
 def test_two_workers_go_on_with_a_journal(given, tmp_path, capsys):

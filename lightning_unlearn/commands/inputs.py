@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
-import os
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from lightning_unlearn.methods.base import UnlearningMethod
 from lightning_unlearn.methods.config import as_method
 from lightning_unlearn.methods.loss_method import LossMethod
 from lightning_unlearn.types import SampleId
+from lightning_unlearn.utilities.checkpoints import read_named
 from lightning_unlearn.utilities.checks import expected
-from lightning_unlearn.utilities.files import Files
 
-__all__ = ["checked_trainer", "load_weights", "read_ids", "read_method", "read_methods", "read_repair"]
+__all__ = ["checked_trainer", "read_ids", "read_method", "read_methods", "read_repair"]
 
 
 def read_ids(forget: Sequence[str | int] | str) -> list[SampleId]:
@@ -44,7 +39,7 @@ def read_ids(forget: Sequence[str | int] | str) -> list[SampleId]:
     found: Any = forget
     if isinstance(forget, str):
         try:
-            text = _read("forget", forget, "a list of ids or the path of a file with them").decode("utf-8-sig")
+            text = read_named("forget", forget, "a list of ids or the path of a file with them").decode("utf-8-sig")
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             found = json.loads(text) if text.lstrip().startswith("[") else [_number_or_text(line) for line in lines]
         except ValueError as error:  # neither UTF-8 nor JSON
@@ -54,36 +49,6 @@ def read_ids(forget: Sequence[str | int] | str) -> list[SampleId]:
     if wrong:
         raise ValueError(expected("forget", "ids that are integers or strings", wrong[0], "Put strings in quotes."))
     return list(found)
-
-
-def load_weights(model: LightningModule, checkpoint: str) -> None:
-    """Put the weights of a checkpoint into a module, as Lightning does; nothing in the file is run.
-
-    Args:
-        model: The module, changed in place.
-        checkpoint: A local path or fsspec URL of a Lightning checkpoint, read with `weights_only=True`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read that way, has no `state_dict`, or its weights are not those of the module.
-    """
-    remedy = "Save what is needed alone: torch.save({'state_dict': model.state_dict()}, path)."
-    data = io.BytesIO(_read("checkpoint", checkpoint, "the path of a checkpoint"))
-    try:
-        content = torch.load(data, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's advice is to run what is in the file
-        got = f"{checkpoint} ({'it holds a ' + refused[1] if refused else 'which torch.save did not write'})"
-        raise ValueError(expected("checkpoint", "a file that loads with weights_only=True", got, remedy)) from error
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        rule = "a Lightning checkpoint, with a `state_dict`"
-        raise ValueError(expected("checkpoint", rule, f"{checkpoint} ({type(content).__name__} without it)", remedy))
-    model.on_load_checkpoint(dict(content))
-    try:
-        model.load_state_dict(content["state_dict"], strict=model.strict_loading)
-    except RuntimeError as error:
-        rule, got = f"that of a {type(model).__name__} with these arguments", f"{checkpoint} ({_one_line(error)})"
-        raise ValueError(expected("checkpoint", rule, got, "Give `model` its class and arguments.")) from error
 
 
 def read_method(name: str, argument: str = "method") -> UnlearningMethod:
@@ -130,22 +95,9 @@ def checked_trainer(arguments: Mapping[str, Any] | None) -> Mapping[str, Any] | 
     return arguments
 
 
-def _read(argument: str, path: str, rule: str) -> bytes:
-    files, name = Files(path).sibling("")
-    try:
-        return files.read(name)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(expected(argument, rule, path, f"It is not there, seen from {os.getcwd()}.")) from error
-
-
 def _number_or_text(line: str) -> SampleId:
     try:
         number = int(line)
     except ValueError:
         return line
     return number if str(number) == line else line
-
-
-def _one_line(error: Exception, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]} ..."

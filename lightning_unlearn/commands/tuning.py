@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lightning_unlearn.commands.inputs import checked_trainer, load_weights, read_ids, read_methods, read_repair
+from lightning_unlearn.commands.inputs import checked_trainer, read_ids, read_methods, read_repair
 from lightning_unlearn.results import to_dict
 from lightning_unlearn.tuning.journal import TrialJournal
 from lightning_unlearn.tuning.objective import Goal, Objective, Utility
@@ -24,6 +24,7 @@ from lightning_unlearn.tuning.plots import plot_pareto
 from lightning_unlearn.tuning.result import TrialRecord, TuningResult
 from lightning_unlearn.tuning.trials import Sampler, trials_ended
 from lightning_unlearn.tuning.tune import tune
+from lightning_unlearn.utilities.checkpoints import load_weights
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 
@@ -59,7 +60,7 @@ def tune_command(
     Args:
         model: The trained module, as class_path and init_args.
         data: Its datamodule, as class_path and init_args; with validation data.
-        checkpoint: Its weights: path or URL of a Lightning checkpoint.
+        checkpoint: Its weights: path or URL of a Lightning checkpoint, or a folder of shards.
         forget: Ids to forget: a list, or a file with one id a line or a JSON list.
         methods: Methods to tune, each by name or as a YAML file.
         goal: What forgetting is for.

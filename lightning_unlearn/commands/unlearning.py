@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_unlearn.api import unlearn
-from lightning_unlearn.commands.inputs import checked_trainer, load_weights, read_ids, read_method, read_repair
+from lightning_unlearn.commands.inputs import checked_trainer, read_ids, read_method, read_repair
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.procedures.outcome import UnlearningResult
+from lightning_unlearn.utilities.checkpoints import load_weights
 from lightning_unlearn.utilities.checks import expected
 
 __all__ = ["unlearn_command"]
@@ -41,7 +42,7 @@ def unlearn_command(
     Args:
         model: The trained module, as class_path and init_args.
         data: Its datamodule, as class_path and init_args.
-        checkpoint: Its weights: path or URL of a Lightning checkpoint.
+        checkpoint: Its weights: path or URL of a Lightning checkpoint, or a folder of shards.
         forget: Ids to forget: a list, or a file with one id a line or a JSON list.
         method: A method by name or as a YAML file, such as the tuned.yaml of tune.
         output: The checkpoint to write.

@@ -176,7 +176,7 @@ def whole_tensors(module: nn.Module, *, everywhere: bool = True, root: nn.Module
     A module that is not sharded gives its own tensors, without a copy and without communication. Otherwise every
     process must call this, outside forward and backward. Sharded tensors are gathered one layer (under FSDP1: one FSDP
     module) at a time and copied to the CPU. What lies whole on every process (buffers, parameters that nobody shards)
-    is rank 0's, as in a checkpoint: running statistics differ between processes.
+    is rank 0's, as in a checkpoint of one file: running statistics differ between processes.
 
     Args:
         module: Plain, with `DTensor` parameters, or in FSDP1; the user's, or the wrapper of a pass.
