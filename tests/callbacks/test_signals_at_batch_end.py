@@ -210,6 +210,14 @@ def test_a_checkpoint_beside_the_update_itself_is_fine(tmp_path, where):
     assert saving.path.exists()
 
 
+def test_a_checkpoint_saved_before_training_goes_on_says_where_the_one_it_resumed_stood(tmp_path):
+    recorder = DeltaRecorder(tmp_path / "store")
+    assert recorder.state_dict() == {}
+    resumed = {"store_id": "s", "n_steps": 3, "ranges": [[0, 3]], "edits": [], "digest": "d"}
+    recorder.load_state_dict(resumed)
+    assert recorder.state_dict() == resumed
+
+
 # Several processes.
 
 
