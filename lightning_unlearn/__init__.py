@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
     from lightning_unlearn.callbacks.lockstep import Lockstep
     from lightning_unlearn.callbacks.penalty import divided_every
+    from lightning_unlearn.callbacks.signals_at_batch_end import SignalsAtBatchEnd
     from lightning_unlearn.callbacks.standard_deviation_penalty import StandardDeviationPenalty
     from lightning_unlearn.callbacks.subject_grouping import SubjectGrouping
     from lightning_unlearn.callbacks.unlearning_error_monitor import UnlearningErrorMonitor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.data.datamodule import UnlearningDataModule
     from lightning_unlearn.data.grouping import SubjectGroupedBatchSampler
     from lightning_unlearn.data.padding import own_samples
+    from lightning_unlearn.deltas.in_place import subtract_plan
     from lightning_unlearn.deltas.judgement import PlanThresholds
     from lightning_unlearn.deltas.ledger import DeletionLedger
     from lightning_unlearn.deltas.placebo import placebo_request
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.store.delta_store import DeltaStore
     from lightning_unlearn.tuning import Objective, TuningResult, plot_pareto, tune
     from lightning_unlearn.utilities.batch_adapter import BatchAdapter, as_batch_adapter
+    from lightning_unlearn.utilities.checkpoints import load_weights
     from lightning_unlearn.utilities.costs import measure_cost
 
 _HOMES = {
@@ -166,6 +169,7 @@ _HOMES = {
     "Scrub": "methods",
     "ScrubR": "methods",
     "SelectiveSynapticDampening": "methods",
+    "SignalsAtBatchEnd": "callbacks.signals_at_batch_end",
     "SingleGradient": "methods",
     "Sisa": "methods",
     "SisaEnsemble": "methods",
@@ -199,6 +203,7 @@ _HOMES = {
     "compare_models": "procedures.compare",
     "divided_every": "callbacks.penalty",
     "evaluate": "api",
+    "load_weights": "utilities.checkpoints",
     "measure_cost": "utilities.costs",
     "own_samples": "data.padding",
     "paired_bootstrap": "functional.intervals",
@@ -208,6 +213,7 @@ _HOMES = {
     "plot_pareto": "tuning",
     "relearn_time": "procedures.relearn",
     "student_interval": "functional.intervals",
+    "subtract_plan": "deltas.in_place",
     "train_many": "procedures.train_many",
     "train_twins": "procedures.twin",
     "tug_of_war": "functional.score_gaps",
@@ -273,6 +279,7 @@ __all__ = [
     "Scrub",
     "ScrubR",
     "SelectiveSynapticDampening",
+    "SignalsAtBatchEnd",
     "SingleGradient",
     "Sisa",
     "SisaEnsemble",
@@ -307,6 +314,7 @@ __all__ = [
     "compare_models",
     "divided_every",
     "evaluate",
+    "load_weights",
     "measure_cost",
     "own_samples",
     "paired_bootstrap",
@@ -316,6 +324,7 @@ __all__ = [
     "plot_pareto",
     "relearn_time",
     "student_interval",
+    "subtract_plan",
     "train_many",
     "train_twins",
     "tug_of_war",
