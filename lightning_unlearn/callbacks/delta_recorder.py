@@ -49,8 +49,9 @@ class DeltaRecorder(Callback):
     of largest magnitude of each layer (exactly `ceil(keep * numel)` of them; zeros are never stored), and appends
     them to a store, together with the ids of the samples behind the step, the batch size and the seconds. Steps that
     a gradient scaler skips are not steps. With accumulation one step holds the ids of several batches; with several
-    optimizers each step holds those since the same optimizer's previous step. Under data parallelism every rank
-    stores its own ids and its share of the layers.
+    optimizers each step holds those since the same optimizer's previous step. Under DDP every rank stores
+    its own ids and its share of the layers; where parameters are sharded, the piece of each layer that it holds, of
+    which the same entries are kept as one process would keep.
 
     With `keep=1.0` and `value_dtype="float32"`, initial weights + all deltas = final weights up to float32 rounding
     (1e-7 of the largest weight). Amnesiac unlearning by recorded updates is due to Graves, Nagisetty and Ganesh
@@ -90,8 +91,9 @@ class DeltaRecorder(Callback):
 
     Raises:
         ValueError: an argument is out of range.
-        UnsupportedStrategyError: in `fit`, before training: a strategy other than a single device or DDP, an optimizer
-            without step hooks, or data whose samples cannot be identified.
+        UnsupportedStrategyError: in `fit`, before training: a strategy other than a single device, DDP or FSDP,
+            anchors of shards, an optimizer without step hooks, or data whose samples cannot be identified. Under DDP
+            also during it: weights that went apart.
         StoreMismatchError: in `fit`, before training: the store is of another model, other data, or another run, or
             the checkpoint that is resumed was not written while recording into it.
 
