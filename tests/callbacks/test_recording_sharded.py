@@ -303,3 +303,19 @@ def test_weights_that_ddp_does_not_keep_together_are_noticed_on_every_process(gl
         assert "Parameters unfrozen after DDP was set up" in message
     store = DeltaStore.open(tmp_path / "store")
     assert [state.ranges for state in store.lineage.states] == [(), ((0, STEPS // EPOCHS),)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("fsdp2", "bf16-mixed"), ("fsdp2", "bf16-true"), ("fsdp1", "bf16-mixed")]
+)
+def test_other_precisions_are_recorded_as_they_train(gloo_pool, tmp_path, kind, precision):
+    settings = {"trainer": {"precision": precision}}
+    plain, _ = gloo_pool.run(train, kind, **settings)
+    recorded, _ = gloo_pool.run(train, kind, str(tmp_path / "store"), **settings, **DENSE)
+    store = DeltaStore.open(tmp_path / "store")
+    found = replayed(store)
+    for name, weights in recorded.items():
+        assert torch.equal(weights, plain[name])
+        # Changes are formed in float32, of weights that are exact in it.
+        assert float((found[name] - weights.double()).abs().max()) <= 1e-6
+    assert store.state_of(tensors_digest(recorded)).ranges == ((0, STEPS),)
