@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,9 @@ __all__ = ["SignalsAtBatchEnd", "put_off_signals"]
 
 REQUEUE, TERMINATE = "_slurm_sigusr_handler_fn", "_sigterm_notifier_fn"
 """What `Trainer._signal_connector` registers for the signal before a job is requeued, and for SIGTERM."""
+
+_SAME_NOTICE = 30.0
+"""Seconds after acting on a signal during which the same one is the same notice, come later to this process."""
 
 
 def signals_put_off(trainer: Trainer) -> tuple[str, ...]:
@@ -59,6 +63,7 @@ class SignalsAtBatchEnd(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._received: dict[str, int] = {}
+        self._acted: dict[str, float] = {}
         self._handlers: dict[str, Callable[[int, Any], None]] = {}
         self._connector: Any = None
         self._agreement: BatchAgreement | None = None
@@ -68,7 +73,7 @@ class SignalsAtBatchEnd(Callback):
         if stage != "fit":
             return
         self._restore()
-        self._received = {}
+        self._received, self._acted = {}, {}
         connector = trainer._signal_connector
         for name in signals_put_off(trainer):
             handler = getattr(connector, name, None)
@@ -126,7 +131,8 @@ class SignalsAtBatchEnd(Callback):
             signal.raise_signal(signum)
 
     def _note(self, name: str, signum: int, frame: Any) -> None:
-        self._received[name] = int(signum)
+        if time.monotonic() - self._acted.get(name, -_SAME_NOTICE) >= _SAME_NOTICE:
+            self._received[name] = int(signum)
 
     def _flags(self) -> tuple[int, ...]:
         return tuple(self._received.get(name, 0) for name in self._handlers)
@@ -134,8 +140,9 @@ class SignalsAtBatchEnd(Callback):
     def _act(self, agreed: tuple[int, ...]) -> None:
         for (name, handler), signum in zip(self._handlers.items(), agreed, strict=True):
             if signum:
-                self._received.pop(name, None)
                 handler(signum, None)
+                self._acted[name] = time.monotonic()
+                self._received.pop(name, None)
 
     def _restore(self) -> None:
         for name in self._handlers:

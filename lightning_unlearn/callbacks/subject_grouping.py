@@ -71,6 +71,7 @@ class SubjectGrouping(Callback):
         self._seed = check_positive_int("seed", seed, zero=True)
         self._remove: Callable[[], None] | None = None
         self._loaders: list[DataLoader[Any]] = []
+        self._samplers: list[tuple[SubjectGroupedBatchSampler, tuple[int, int]]] = []
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -87,6 +88,13 @@ class SubjectGrouping(Callback):
         if n_loaders != 1:
             got, remedy = f"{n_loaders} of them", "Train without `SubjectGrouping`, or put the data into one loader."
             raise UnsupportedStrategyError(expected("train_dataloader", "one loader", got, remedy))
+        fetcher, now = trainer.fit_loop._data_fetcher, _place(trainer)
+        for sampler, place in self._samplers:
+            # A module that asks for `trainer.estimated_stepping_batches` as it configures its optimizers has the
+            # loaders built before Lightning knows where the run goes on.
+            if trainer.fit_loop.restarting and fetcher is not None and place != now:
+                _go_on(sampler, now)
+                iter(fetcher)  # workers may have fetched the first batches of another epoch
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""
@@ -102,7 +110,7 @@ class SubjectGrouping(Callback):
             self._remove()
         for loader in self._loaders:
             release_workers(loader)
-        self._remove, self._loaders, self._trainer = None, [], None
+        self._remove, self._loaders, self._samplers, self._trainer = None, [], [], None
 
     def _group(self, loader: Any) -> Any:
         trainer = self._trainer
@@ -125,10 +133,9 @@ class SubjectGrouping(Callback):
             **replicas,
         )
         # Workers fetch before Lightning announces the epoch, which matters when a run is resumed.
-        sampler.set_epoch(trainer.current_epoch)
-        # A run that goes on in mid-epoch must not train on the first batches again: only the epoch decides the order.
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
-        sampler.skip(done if done < len(sampler) else 0)
+        place = _place(trainer)
+        _go_on(sampler, place)
+        self._samplers = [(sampler, place)]
         self._loaders.append(loader)
         return loader_view(loader, {"batch_sampler": property(lambda view: sampler)})
 
@@ -136,6 +143,19 @@ class SubjectGrouping(Callback):
         if self._labels is None:
             return None
         return [self._labels[row] for row in _rows(dataset, "labels", len(self._labels))]
+
+
+def _place(trainer: Trainer) -> tuple[int, int]:
+    """The epoch, and how many of its batches a run that goes on has trained on already."""
+    loop = trainer.fit_loop
+    return trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+
+
+def _go_on(sampler: SubjectGroupedBatchSampler, place: tuple[int, int]) -> None:
+    """A run that goes on in mid-epoch must not train on the first batches again: only the epoch decides the order."""
+    epoch, done = place
+    sampler.set_epoch(epoch)
+    sampler.skip(done if done < len(sampler) else 0)
 
 
 def _rows(dataset: Any, name: str, given: int) -> Sequence[int]:

@@ -101,6 +101,13 @@ def test_a_run_is_saved_between_two_steps_and_goes_on_from_there(tmp_path, reque
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_the_same_notice_twice_is_acted_on_once(tmp_path, requeues):
+    events = [event("half", 5), event("start", 6), event("half", 7), event("half", 14)]
+    fit(tmp_path / "run", events=events, plugins=[SLURMEnvironment()])
+    assert requeues() == ["requeue 4711"]
+    assert [path.name for path in (tmp_path / "run").glob("hpc_ckpt_*")] == ["hpc_ckpt_1.ckpt"]
+
+
 def test_a_signal_before_the_first_batch_waits_for_it(tmp_path, requeues):
     class Early(Callback):
         def on_train_start(self, trainer, pl_module):

@@ -165,11 +165,20 @@ class SaveAndStop(Callback):
             raise KeyError("stop")
 
 
+class Scheduled(BoringClassifier):
+    """A module that wants to know how long the training is, so that loaders are built before anything else is known."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 15
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("kind", [BoringClassifier, Scheduled])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batches", [1, 3, 7])
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
-def test_a_run_that_goes_on_in_mid_epoch_trains_on_the_rest_of_the_epoch(tmp_path, batches, workers):
-    first, second = BoringClassifier(), BoringClassifier()
+def test_a_run_that_goes_on_in_mid_epoch_trains_on_the_rest_of_the_epoch(tmp_path, batches, workers, kind):
+    first, second = kind(), kind()
     stop = SaveAndStop(tmp_path / "mid.ckpt", batches)
     callbacks = [SubjectGrouping(SUBJECTS), DeltaRecorder(tmp_path / "s"), stop]
     with pytest.raises(KeyError, match="stop"):

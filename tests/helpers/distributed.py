@@ -44,6 +44,8 @@ def _serve(rank, world_size, rendezvous, connection):
             message = connection.recv_bytes()
         except EOFError:
             return
+        for key in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # of an earlier case, whose order of samples it would give
+            os.environ.pop(key, None)
         try:
             function, args, kwargs = pickle.loads(message)  # noqa: S301
             answer = pickle.dumps(("done", function(*args, **kwargs)))
