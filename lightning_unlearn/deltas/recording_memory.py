@@ -63,16 +63,21 @@ def recording_memory(plan: PlannedRecording, threads: int) -> tuple[RecordingMem
         threads: Threads that select together on a host.
     """
     written, found = recorded_bytes(plan), []
-    for rank, (pieces, size) in enumerate(zip(plan.pieces, step_sizes(plan), strict=True)):
-        away = plan.device == "cuda"
-        kept = 8 * sum(piece.kept for piece in pieces if not piece.is_whole)
-        kept += 4 * sum(piece.kept for piece in pieces if piece.is_whole)
+    away = plan.device == "cuda"
+
+    def weights(pieces: tuple[Piece, ...]) -> tuple[int, int, int]:
+        """Previous values, scratch, and one result."""
+        kept = sum((4 if piece.is_whole else 8) * piece.kept for piece in pieces)
         scratch = _device_scratch(pieces, plan) + _DEPTH * kept if away else _host_scratch(pieces, plan, threads)
+        return sum(piece.numel * piece.itemsize for piece in pieces), scratch, kept
+
+    for rank, (held, size) in enumerate(zip(plan.per_rank(weights), step_sizes(plan), strict=True)):
+        previous, scratch, kept = held
         record = size.positions + size.values + size.entries
         all_records = plan.stored_steps * record + written[rank].ids + written[rank].columns
         found.append(
             RecordingMemory(
-                float(sum(piece.numel * piece.itemsize for piece in pieces)),
+                float(previous),
                 float(scratch),
                 float(_DEPTH * kept if away else 0),
                 float(_DEPTH * kept if away else kept),
