@@ -93,14 +93,22 @@ def _device_scratch(pieces: tuple[Piece, ...], plan: PlannedRecording) -> int:
     """The largest layer's difference, and what selecting from it takes; all layers' where they are judged together."""
     pruned = [piece.numel for piece in pieces if not piece.is_whole]
     if plan.sharded:
-        return 4 * sum(piece.numel for piece in pieces)
+        return _shard_scratch(pieces)
     return 26 * (sum(pruned) if plan.settings.scope == "global" else max(pruned, default=0))
 
 
 def _host_scratch(pieces: tuple[Piece, ...], plan: PlannedRecording, threads: int) -> int:
-    if plan.sharded or plan.settings.scope == "global":
+    if plan.sharded:
+        return _shard_scratch(pieces)
+    if plan.settings.scope == "global":
         return 4 * sum(piece.numel for piece in pieces)
     whole = sum(4 * piece.numel for piece in pieces if piece.is_whole)
     other = max((4 * piece.numel for piece in pieces if not piece.is_whole and piece.itemsize != 4), default=0)
     candidates = max((piece.kept + piece.kept // 4 + _CANDIDATES for piece in pieces if not piece.is_whole), default=0)
     return whole + other + (threads * (_SELECTOR + 8 * candidates) if candidates else 0)
+
+
+def _shard_scratch(pieces: tuple[Piece, ...]) -> int:
+    """The change of everything that is here, and what selecting from the largest piece takes."""
+    largest = max((piece.numel for piece in pieces if not piece.is_whole), default=0)
+    return 4 * sum(piece.numel for piece in pieces) + 13 * largest

@@ -116,9 +116,11 @@ class PlannedRecording:
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.sharded and (self.settings.scope, self.settings.criterion) != ("layer", "magnitude"):
             got = f"scope={self.settings.scope!r}, criterion={self.settings.criterion!r}"
-            raise ValueError(
-                expected("settings", "scope='layer', criterion='magnitude' where weights are sharded", got)
-            )
+            rule, remedy = "scope='layer', criterion='magnitude' where weights are sharded", "Nothing else is modelled."
+            raise ValueError(expected("settings", rule, got, remedy))
+        if self.sharded and self.anchor_every is not None:
+            rule, remedy = "None where weights are sharded", "Use the Trainer's own (distributed) checkpoints instead."
+            raise ValueError(expected("anchor_every", rule, self.anchor_every, remedy))
         unknown = sorted(self.frozen - {layer.name for layer in self.parameters})
         if unknown:
             raise ValueError(expected("frozen", "names of parameters", unknown[:5]))

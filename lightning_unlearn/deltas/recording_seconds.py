@@ -77,14 +77,14 @@ class RecordingSeconds:
 
 
 def network_bytes(plan: PlannedRecording) -> float:
-    """Bytes that each rank sends in a step for a selection over shards: three histograms and the largest magnitudes.
+    """Bytes that each rank sends in a step for a selection over shards: three histograms of every pruned layer.
 
     A reduction over `n` ranks in a ring sends `2 * (n - 1) / n` of what is reduced.
     """
     if not plan.sharded:
         return 0.0
     pruned = len({piece.layer.name for pieces in plan.pieces for piece in pieces if not piece.is_whole})
-    return 2 * (plan.ranks - 1) / plan.ranks * pruned * 4 * (_PASSES * _BINS + 1)
+    return 2 * (plan.ranks - 1) / plan.ranks * pruned * 4 * _PASSES * _BINS
 
 
 def recording_seconds(

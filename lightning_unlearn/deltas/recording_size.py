@@ -118,8 +118,7 @@ def recorded_bytes(plan: PlannedRecording) -> tuple[RecordedBytes, ...]:
     for rank, step in enumerate(step_sizes(plan)):
         deltas = plan.stored_steps * (step.positions + step.values + step.entries)
         segments = _segments(deltas + ids + columns, plan.checkpoints)
-        share = 1 / plan.ranks if plan.sharded else float(rank == 0)
-        state = share * (stored + plan.optimizer_tensors * trained) + _RANDOM_STATES
+        state = (rank == 0) * (stored + plan.optimizer_tensors * trained) + _RANDOM_STATES
         found.append(
             RecordedBytes(
                 plan.stored_steps * step.positions,
