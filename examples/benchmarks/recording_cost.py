@@ -331,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="where to write the rows")
     parser.add_argument("--fit", action="store_true", help="print the constants instead")
+    parser.add_argument("--runs", help="numbers of some of the runs, from 0 on, with commas between them")
     parser.add_argument("--quick", action="store_true", help="one run with one process, one with two")
     parser.add_argument(
         "--data-root", help="a folder with Fashion-MNIST as torchvision stores it, for the image models"
@@ -340,8 +341,11 @@ def main() -> None:
         rows = fit()
         show("Constants", rows, ["constant", "value", "from", "to"])
     else:
+        chosen = [0, 9] if args.quick else range(len(RUNS))
+        if args.runs is not None:
+            chosen = [int(number) for number in args.runs.split(",")]
         rows = []
-        for run in RUNS[:1] + RUNS[9:10] if args.quick else RUNS:
+        for run in (RUNS[number] for number in chosen):
             rows.append(check(run, args.data_root))
             write_json(args.json, rows)
         show("Predicted and measured", rows, COLUMNS)

@@ -97,7 +97,7 @@ def _size(cost: RecordingCost, budget: float | None) -> Iterator[str]:
             f"The deltas take as much as {checkpoints:,.0f} copies of the weights: set `size_budget`, so that a full "
             "disk is no surprise."
         )
-    if plan.anchor_every is None and plan.steps_per_epoch is not None:
+    if plan.anchor_every is None and plan.steps_per_epoch is not None and not plan.sharded:
         anchored = replace(plan, anchor_every=max(1, round(plan.steps_per_epoch)))
         size = sum(one.anchors for one in recorded_bytes(anchored))
         if size:

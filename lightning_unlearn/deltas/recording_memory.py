@@ -63,16 +63,21 @@ def recording_memory(plan: PlannedRecording, threads: int) -> tuple[RecordingMem
         threads: Threads that select together on a host.
     """
     written, found = recorded_bytes(plan), []
-    for rank, (pieces, size) in enumerate(zip(plan.pieces, step_sizes(plan), strict=True)):
-        away = plan.device == "cuda"
-        kept = 8 * sum(piece.kept for piece in pieces if not piece.is_whole)
-        kept += 4 * sum(piece.kept for piece in pieces if piece.is_whole)
+    away = plan.device == "cuda"
+
+    def weights(pieces: tuple[Piece, ...]) -> tuple[int, int, int]:
+        """Previous values, scratch, and one result."""
+        kept = sum((4 if piece.is_whole else 8) * piece.kept for piece in pieces)
         scratch = _device_scratch(pieces, plan) + _DEPTH * kept if away else _host_scratch(pieces, plan, threads)
+        return sum(piece.numel * piece.itemsize for piece in pieces), scratch, kept
+
+    for rank, (held, size) in enumerate(zip(plan.per_rank(weights), step_sizes(plan), strict=True)):
+        previous, scratch, kept = held
         record = size.positions + size.values + size.entries
         all_records = plan.stored_steps * record + written[rank].ids + written[rank].columns
         found.append(
             RecordingMemory(
-                float(sum(piece.numel * piece.itemsize for piece in pieces)),
+                float(previous),
                 float(scratch),
                 float(_DEPTH * kept if away else 0),
                 float(_DEPTH * kept if away else kept),
@@ -88,14 +93,22 @@ def _device_scratch(pieces: tuple[Piece, ...], plan: PlannedRecording) -> int:
     """The largest layer's difference, and what selecting from it takes; all layers' where they are judged together."""
     pruned = [piece.numel for piece in pieces if not piece.is_whole]
     if plan.sharded:
-        return 4 * sum(piece.numel for piece in pieces)
+        return _shard_scratch(pieces)
     return 26 * (sum(pruned) if plan.settings.scope == "global" else max(pruned, default=0))
 
 
 def _host_scratch(pieces: tuple[Piece, ...], plan: PlannedRecording, threads: int) -> int:
-    if plan.sharded or plan.settings.scope == "global":
+    if plan.sharded:
+        return _shard_scratch(pieces)
+    if plan.settings.scope == "global":
         return 4 * sum(piece.numel for piece in pieces)
     whole = sum(4 * piece.numel for piece in pieces if piece.is_whole)
     other = max((4 * piece.numel for piece in pieces if not piece.is_whole and piece.itemsize != 4), default=0)
     candidates = max((piece.kept + piece.kept // 4 + _CANDIDATES for piece in pieces if not piece.is_whole), default=0)
     return whole + other + (threads * (_SELECTOR + 8 * candidates) if candidates else 0)
+
+
+def _shard_scratch(pieces: tuple[Piece, ...]) -> int:
+    """The change of everything that is here, and what selecting from the largest piece takes."""
+    largest = max((piece.numel for piece in pieces if not piece.is_whole), default=0)
+    return 4 * sum(piece.numel for piece in pieces) + 13 * largest

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from lightning_unlearn.utilities.checks import check_choice, check_fraction, che
 from lightning_unlearn.utilities.distributed import share_out
 
 __all__ = ["Piece", "PlannedRecording"]
+
+T = TypeVar("T")
 
 _FEW_TRAINABLE = 0.05  # `FEW_TRAINABLE` of the recorder, which this layer cannot see; a test holds them together
 
@@ -50,6 +52,12 @@ def _itemsize(layer: LayerInfo) -> int:
             expected("signature", "layers of real floating-point numbers", f"{layer.dtype} ({layer.name})")
         )
     return dtype.itemsize
+
+
+def _own_rows(layer: LayerInfo, rank: int, ranks: int) -> int:
+    rows = layer.shape[0] if layer.shape else 1
+    chunk = -(-rows // ranks)
+    return max(0, min(chunk, rows - rank * chunk))
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,11 @@ class PlannedRecording:
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.sharded and (self.settings.scope, self.settings.criterion) != ("layer", "magnitude"):
             got = f"scope={self.settings.scope!r}, criterion={self.settings.criterion!r}"
-            raise ValueError(
-                expected("settings", "scope='layer', criterion='magnitude' where weights are sharded", got)
-            )
+            rule, remedy = "scope='layer', criterion='magnitude' where weights are sharded", "Nothing else is modelled."
+            raise ValueError(expected("settings", rule, got, remedy))
+        if self.sharded and self.anchor_every is not None:
+            rule, remedy = "None where weights are sharded", "Use the Trainer's own (distributed) checkpoints instead."
+            raise ValueError(expected("anchor_every", rule, self.anchor_every, remedy))
         unknown = sorted(self.frozen - {layer.name for layer in self.parameters})
         if unknown:
             raise ValueError(expected("frozen", "names of parameters", unknown[:5]))
@@ -166,7 +176,17 @@ class PlannedRecording:
     @cached_property
     def pieces(self) -> tuple[tuple[Piece, ...], ...]:
         """What each rank records."""
-        return tuple(map(tuple, self._sharded() if self.sharded else self._whole_layers()))
+        same: dict[int, tuple[Piece, ...]] = {}
+        found = list(self._sharded() if self.sharded else self._whole_layers())
+        return tuple(same.setdefault(id(pieces), tuple(pieces)) for pieces in found)
+
+    def per_rank(self, work: Callable[[tuple[Piece, ...]], T]) -> list[T]:
+        """The work's result for what each rank records; done once where several record the same."""
+        done: dict[int, T] = {}
+        for pieces in self.pieces:
+            if id(pieces) not in done:
+                done[id(pieces)] = work(pieces)
+        return [done[id(pieces)] for pieces in self.pieces]
 
     def _piece(self, layer: LayerInfo, numel: int) -> Piece:
         itemsize = self.itemsizes[layer.name]
@@ -191,14 +211,16 @@ class PlannedRecording:
 
     def _sharded(self) -> Iterator[list[Piece]]:
         """Rows of every layer, cut as `torch.chunk` does: what is smaller than the number of ranks is not on all."""
+        known: dict[tuple[int, ...], list[Piece]] = {}
         for rank in range(self.ranks):
-            here = []
-            for layer in self.trained:
-                rows = layer.shape[0] if layer.shape else 1
-                chunk = -(-rows // self.ranks)
-                own = max(0, min(chunk, rows - rank * chunk))
-                if own:
-                    here.append(self._piece(layer, layer.numel // rows * own))
+            rows = [_own_rows(layer, rank, self.ranks) for layer in self.trained]
+            if tuple(rows) not in known:  # nearly all ranks hold the same, and are the same object from here on
+                known[tuple(rows)] = [
+                    self._piece(layer, layer.numel // (layer.shape[0] if layer.shape else 1) * own)
+                    for layer, own in zip(self.trained, rows, strict=True)
+                    if own
+                ]
+            here = known[tuple(rows)]
             if rank == 0 and self.settings.buffers == "record":
-                here += [self._piece(layer, layer.numel) for layer in self.buffers if layer.numel]
+                here = here + [self._piece(layer, layer.numel) for layer in self.buffers if layer.numel]
             yield here

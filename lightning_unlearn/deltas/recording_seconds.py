@@ -77,14 +77,14 @@ class RecordingSeconds:
 
 
 def network_bytes(plan: PlannedRecording) -> float:
-    """Bytes that each rank sends in a step for a selection over shards: three histograms and the largest magnitudes.
+    """Bytes that each rank sends in a step for a selection over shards: three histograms of every pruned layer.
 
     A reduction over `n` ranks in a ring sends `2 * (n - 1) / n` of what is reduced.
     """
     if not plan.sharded:
         return 0.0
     pruned = len({piece.layer.name for pieces in plan.pieces for piece in pieces if not piece.is_whole})
-    return 2 * (plan.ranks - 1) / plan.ranks * pruned * 4 * (_PASSES * _BINS + 1)
+    return 2 * (plan.ranks - 1) / plan.ranks * pruned * 4 * _PASSES * _BINS
 
 
 def recording_seconds(
@@ -105,10 +105,10 @@ def recording_seconds(
         reductions = network_bytes(plan) / network.bandwidth + latency
     ids = plan.batch_size / plan.ranks
     stored = plan.watched
-    for pieces, size in zip(plan.pieces, sizes, strict=True):
-        away = plan.device == "cuda"
-        watch, select, skip = _on_device(pieces, device) if away else _on_host(pieces, plan.sharded, rates)
-        encode = sum(_encode(piece, plan, rates) for piece in pieces)
+    away = plan.device == "cuda"
+    chosen = plan.per_rank(lambda pieces: _on_device(pieces, device) if away else _on_host(pieces, plan.sharded, rates))
+    encoded = plan.per_rank(lambda pieces: sum(_encode(piece, plan, rates) for piece in pieces))
+    for (watch, select, skip), encode, size in zip(chosen, encoded, sizes, strict=True):
         compress = size.plain * rates.compress_byte if plan.settings.compression else 0.0
         written = size.positions + size.values + size.entries
         files = max(1.0, plan.steps * stored * written / SEGMENT_BYTES, float(plan.checkpoints)) / plan.steps

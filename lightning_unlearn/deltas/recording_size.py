@@ -90,15 +90,18 @@ def piece_bytes(piece: Piece, plan: PlannedRecording) -> LayerBytes:
 
 def step_sizes(plan: PlannedRecording) -> tuple[StepSize, ...]:
     """What each rank writes of a step."""
-    found = []
-    for pieces in plan.pieces:
+
+    def size(pieces: tuple[Piece, ...]) -> StepSize:
         layers = [piece_bytes(piece, plan) for piece in pieces]
-        entries = expected_record_bytes(len(layers), 0).entries
-        positions, values = sum(one.positions for one in layers), sum(one.values for one in layers)
-        found.append(
-            StepSize(positions, values, entries, sum(one.plain for one in layers), sum(one.kept for one in layers))
+        return StepSize(
+            sum(one.positions for one in layers),
+            sum(one.values for one in layers),
+            expected_record_bytes(len(layers), 0).entries,
+            sum(one.plain for one in layers),
+            sum(one.kept for one in layers),
         )
-    return tuple(found)
+
+    return tuple(plan.per_rank(size))
 
 
 def recorded_bytes(plan: PlannedRecording) -> tuple[RecordedBytes, ...]:
@@ -111,12 +114,11 @@ def recorded_bytes(plan: PlannedRecording) -> tuple[RecordedBytes, ...]:
     trained = sum(layer.numel * plan.itemsizes[layer.name] for layer in plan.trained)
     documents = _DOCUMENTS + _LAYER_TEXT * len(plan.signature.layers) + _CHECKPOINT_TEXT * plan.checkpoints
     n_anchors = 0 if plan.anchor_every is None else plan.steps // plan.anchor_every
+    ids, columns = _identity_bytes(plan)
     for rank, step in enumerate(step_sizes(plan)):
-        ids, columns = _identity_bytes(plan)
         deltas = plan.stored_steps * (step.positions + step.values + step.entries)
         segments = _segments(deltas + ids + columns, plan.checkpoints)
-        share = 1 / plan.ranks if plan.sharded else float(rank == 0)
-        state = share * (stored + plan.optimizer_tensors * trained) + _RANDOM_STATES
+        state = (rank == 0) * (stored + plan.optimizer_tensors * trained) + _RANDOM_STATES
         found.append(
             RecordedBytes(
                 plan.stored_steps * step.positions,
