@@ -62,6 +62,14 @@ def warm_python(tmp_path_factory):
     server.stdout.close()
 
 
+@pytest.fixture(scope="module")
+def four_processes():
+    """Four gloo processes of a module's own, for the slow few that need more than two: they take long to import."""
+    pool = GlooPool(4, timeout=400.0)
+    yield pool
+    pool.close()
+
+
 def _environment():
     return {key: value for key, value in os.environ.items() if key not in ALLOWED_ENVIRONMENT}
 

@@ -144,32 +144,33 @@ FLAVOURS = {
 }
 
 
-class BothRanks(Sampler):
-    """Batches of both ranks together, as Lightning's own `DistributedSampler` deals them out, padding included."""
+class AllRanks(Sampler):
+    """Batches of all ranks together, as Lightning's own `DistributedSampler` deals them out, padding included."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset, count):
         self.sampler = self  # where Lightning looks for `set_epoch`
-        self.ranks = [DistributedSampler(dataset, 2, rank, shuffle=True, seed=0) for rank in (0, 1)]
+        self.ranks = [DistributedSampler(dataset, count, rank, shuffle=True, seed=0) for rank in range(count)]
 
     def set_epoch(self, epoch):
         for rank in self.ranks:
             rank.set_epoch(epoch)
 
     def __iter__(self):
-        one, two = (list(rank) for rank in self.ranks)
-        yield from (one[at : at + BATCH] + two[at : at + BATCH] for at in range(0, len(one), BATCH))
+        ranks = [list(rank) for rank in self.ranks]
+        for at in range(0, len(ranks[0]), BATCH):
+            yield [sample for rank in ranks for sample in rank[at : at + BATCH]]
 
     def __len__(self):
         return -(-len(self.ranks[0]) // BATCH)
 
 
-def data(length, world):
-    """The same batches for one process and for two."""
+def data(length, world, ranks=2):
+    """For one process the batches that so many ranks have together."""
     dataset = IdDataset(length)
-    return loader(dataset, BATCH) if world > 1 else loader(dataset, batch_sampler=BothRanks(dataset))
+    return loader(dataset, BATCH) if world > 1 else loader(dataset, batch_sampler=AllRanks(dataset, ranks))
 
 
-def train(flavour, length, store=None, world=2, strategy=None, **recorder):
+def train(flavour, length, store=None, world=2, strategy=None, ranks=2, **recorder):
     """The final weights of a fit of two epochs."""
     make, ddp, kwargs, _ = FLAVOURS[flavour]
     module = make()
@@ -179,7 +180,7 @@ def train(flavour, length, store=None, world=2, strategy=None, **recorder):
         kwargs = {**kwargs, "strategy": strategy, "devices": world}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quiet_trainer(callbacks=callbacks, **kwargs).fit(module, data(length, world))
+        quiet_trainer(callbacks=callbacks, **kwargs).fit(module, data(length, world, ranks))
     return {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
 
 
@@ -232,6 +233,20 @@ def test_a_flavour_records_what_one_process_does(gloo_pool, tmp_path, flavour, l
         entries = entries_by_rank(tmp_path / "two")
         assert len(entries) == 2
         assert max(entries) <= 0.6 * sum(entries)  # layers are not split, and zeros not stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["plain", "zero", "accumulation"])
+def test_four_processes_record_what_one_does(four_processes, tmp_path, flavour):
+    train(flavour, 61, tmp_path / "one", world=1, ranks=4)
+    plain = four_processes.run(train, flavour, 61, None, 4)
+    ranks = four_processes.run(train, flavour, 61, str(tmp_path / "four"), 4)
+    for before, after in zip(plain, ranks, strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    store = DeltaStore.open(tmp_path / "four")
+    assert store.world_size == 4
+    assert_same_recording(store, DeltaStore.open(tmp_path / "one"), TOLERANCE)
+    assert max(entries_by_rank(tmp_path / "four")) <= 0.5 * sum(entries_by_rank(tmp_path / "four"))
 
 
 def test_an_anchor_has_the_parts_of_an_optimizer_that_is_spread_over_ranks(gloo_pool, tmp_path):

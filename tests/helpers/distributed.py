@@ -57,8 +57,8 @@ def _serve(rank, world_size, rendezvous, connection):
 class GlooPool:
     """Two processes in one gloo group, or as many as are asked for; `run` calls a function on all of them."""
 
-    def __init__(self, world_size=WORLD_SIZE):
-        self.world_size = world_size
+    def __init__(self, world_size=WORLD_SIZE, timeout=TIMEOUT):
+        self.world_size, self.timeout = world_size, timeout
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
         self._processes, self._connections = [], []
@@ -75,9 +75,9 @@ class GlooPool:
     def _collect(self):
         answers = []
         for rank, connection in enumerate(self._connections):
-            if not connection.poll(TIMEOUT):
+            if not connection.poll(self.timeout):
                 self.close()
-                raise ChildError(f"rank {rank} did not answer within {TIMEOUT:.0f} s")
+                raise ChildError(f"rank {rank} did not answer within {self.timeout:.0f} s")
             try:
                 answers.append(pickle.loads(connection.recv_bytes()))  # noqa: S301
             except EOFError:

@@ -32,7 +32,7 @@ from lightning_unlearn.metrics import (
     VerificationError,
     ZeroRetrainForgetting,
 )
-from tests.helpers.metric_contract import CHECKS, MetricCase, check_two_processes
+from tests.helpers.metric_contract import CHECKS, MetricCase, assert_same, check_two_processes, two_process_values
 
 SIZES = (8, 8, 3, 1, 5)
 """Uneven batches, the smallest of one sample."""
@@ -236,3 +236,16 @@ def test_contract(name, check):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_the_value_of_one(name, gloo_pool):
     check_two_processes(CASES[name], gloo_pool)
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_value_of_one(four_processes):
+    """A few, one of every way to keep a state; of four processes one has nothing."""
+    for name in ("KLToReference", "InterclassConfusion", "SupportVectorAttack", "KLOM", "VerificationError-layers",
+                 "UnlearningMetrics-list-states", "PrivacyRiskScore"):  # fmt: skip
+        case = CASES[name]
+        expected = case.filled().compute()
+        owners = [(0, 3, 1)[number % 3] for number in range(len(case.updates))]
+        for first, again in four_processes.run(two_process_values, owners, case.cls, case.init, case.updates):
+            assert_same(first, expected, rtol=1e-6, atol=1e-12)
+            assert_same(again, expected, rtol=1e-6, atol=1e-12)
