@@ -86,8 +86,8 @@ def recording_cost(
 
     Bytes are expectations for layers whose entries change at random, and an upper bound where many do not change at
     all. They were within a fifth of what was written in trainings that the constants do not come from, and seconds on a
-    CPU within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a selection over shards takes,
-    rest on assumptions and were not checked.
+    CPU, by the time of the thread, within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a
+    selection over shards takes, rest on assumptions and were not checked.
 
     >>> from lightning_unlearn.types import LayerInfo, ModelSignature, RecordingSettings
     >>> signature = ModelSignature((LayerInfo("weight", (1000, 1000), "float32"),))
