@@ -8,6 +8,7 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.api import unlearn
+from lightning_unlearn.deltas.accumulate import accumulate
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.methods import Amnesiac, FineTune, PartialAmnesiac
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -83,3 +84,36 @@ def test_the_number_of_processes_changes_nothing(gloo_pool, tmp_path, by, method
     model.load_state_dict({name: torch.tensor(one) for name, one in parameters.items()})
     assert store.state_of(recorded) is not None
     assert set(DeletionRequest(IDS).plan(store, model).honoured_ids) == set(IDS)
+
+
+def repair(url, weights, kind):
+    """A pass that trains, recorded by the processes that shard it."""
+    warnings.simplefilter("ignore")
+    seed_everything(0, verbose=False)
+    model = Cut(kind)
+    model.load_state_dict({name: torch.tensor(one) for name, one in weights.items()})
+    trainer = {"accelerator": "cpu", "devices": 2, "strategy": strategy_of(kind)}
+    data = DataLoader(IdDataset(SAMPLES), (SAMPLES - len(IDS)) // 2, shuffle=True)
+    options = {"method": FineTune(max_steps=3), "data": data, "store": url, "trainer": trainer, "probe_samples": 0}
+    result = unlearn(model, IDS, seed=3, **options)
+    return {name: one.tolist() for name, one in result.model.named_parameters()}, result.notes
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+def test_steps_of_a_sharded_pass_are_recorded_and_known_to_the_whole_model(gloo_pool, tmp_path, kind):
+    url = str(tmp_path / "store")
+    weights = gloo_pool.run(recorded_by, kind, url)[0]
+    steps = DeltaStore.open(url).n_steps
+    (parameters, notes), other = gloo_pool.run(repair, url, weights, kind)
+    assert other == (parameters, notes)
+    assert not notes
+    store, model = DeltaStore.open(url), Cut("alone")
+    model.load_state_dict({name: torch.tensor(one) for name, one in parameters.items()})
+    assert store.n_steps == steps + 3
+    plan = DeletionRequest([0]).plan(store, model)  # a sample that the repair has seen as well
+    assert {steps, steps + 1, steps + 2} <= set(plan.steps.tolist())
+    # Everything that was recorded takes the whole model back to its initial weights.
+    every = accumulate(store, dict.fromkeys(range(store.n_steps), 1.0))
+    for name, initial in store.initial_weights().items():
+        found = model.get_parameter(name).detach().double() - every[name]
+        torch.testing.assert_close(found, initial.double(), rtol=1e-5, atol=1e-6)
