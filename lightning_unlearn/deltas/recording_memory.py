@@ -24,7 +24,8 @@ class RecordingMemory:
         pinned: Results of steps under way from an accelerator, in memory of the host that is not paged.
         pending: Deltas that wait to be encoded, on the host.
         writer: Records that are collected and published, on the host.
-        start: Weights at the start, once more on the host as the recording begins and at every checkpoint.
+        start: On the host, as the recording begins and at every checkpoint: weights at the start, and where they are
+            sharded all weights as they are, which the first rank gathers to recognise them.
         on_device: Whether `previous` and `scratch` are on an accelerator.
     """
 
@@ -63,6 +64,7 @@ def recording_memory(plan: PlannedRecording, threads: int) -> tuple[RecordingMem
         threads: Threads that select together on a host.
     """
     written, found = recorded_bytes(plan), []
+    gathered = sum(layer.numel * plan.itemsizes[layer.name] for layer in plan.signature.layers) if plan.sharded else 0
     away = plan.device == "cuda"
 
     def weights(pieces: tuple[Piece, ...]) -> tuple[int, int, int]:
@@ -82,7 +84,7 @@ def recording_memory(plan: PlannedRecording, threads: int) -> tuple[RecordingMem
                 float(_DEPTH * kept if away else 0),
                 float(_DEPTH * kept if away else kept),
                 min(2 * SEGMENT_BYTES + record, 2 * all_records),
-                written[0].initial * (1 / plan.ranks if plan.sharded else float(rank == 0)),
+                (written[0].initial + gathered) * float(rank == 0),
                 away,
             )
         )

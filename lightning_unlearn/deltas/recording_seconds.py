@@ -122,7 +122,7 @@ def recording_seconds(
                 rates.step + rates.sample * ids,
                 stored * written * rates.publish_byte + files * rates.publish_file,
                 away,
-                _checkpoint(plan, rates, device),
+                _checkpoint(plan, rates, device, network),
             )
         )
     return tuple(found)
@@ -188,8 +188,10 @@ def _encode(piece: Piece, plan: PlannedRecording, rates: Rates) -> float:
     return piece.kept * each + rates.encode_layer
 
 
-def _checkpoint(plan: PlannedRecording, rates: Rates, device: DeviceRates) -> float:
-    """Of all parameters, by the first rank; each rank its part where they are sharded."""
+def _checkpoint(plan: PlannedRecording, rates: Rates, device: DeviceRates, network: NetworkRates) -> float:
+    """Of all parameters, by the first rank, which the others wait for; where they are sharded it gathers them first."""
     entries = sum(layer.numel for layer in plan.parameters)
-    fetched = 2 * entries * 4 / device.host_link if plan.device == "cuda" else 0.0
-    return (entries * rates.state_entry + fetched) / (plan.ranks if plan.sharded else 1)
+    gathered = entries * 4 / network.bandwidth if plan.sharded else 0.0
+    # Gathered weights are copied to the host once, others are read there for the digest and for the distance.
+    fetched = (1 if plan.sharded else 2) * entries * 4 / device.host_link if plan.device == "cuda" else 0.0
+    return entries * rates.state_entry + gathered + fetched
