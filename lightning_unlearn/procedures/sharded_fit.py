@@ -9,7 +9,7 @@ from torch import nn
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.whole_modules import filled, skeleton_of
-from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
+from lightning_unlearn.utilities.whole_weights import is_sharded, share_buffers, whole_tensors
 
 __all__ = ["WholeAgain", "check_unsharded_training", "check_whole"]
 
@@ -67,12 +67,14 @@ class WholeAgain:
         # A sharded module cannot be copied any more; nor is it one that the user could save or run alone.
         self._skeleton = skeleton_of(module) if _shards(strategy) else None
         self._module = module
+        self._together = int(getattr(strategy, "world_size", 1)) > 1
 
     def model_of(self, trained: LightningModule) -> LightningModule:
         """The module of the fit, or where that was sharded a new one of its class with the trained weights, on the CPU.
 
         Parameters and buffers are the trained ones, on every process; modes, hyper-parameters and other attributes are
-        those from before the fit.
+        those from before the fit. Buffers are the first process', as in a checkpoint: running statistics differ from
+        process to process, and so would what a probe says.
 
         Args:
             trained: The module, or the wrapper around it, as the Trainer has left it.
@@ -82,6 +84,8 @@ class WholeAgain:
             ValueError: the fit (as by `configure_model`) has given the module other parameters than it had.
         """
         if not is_sharded(trained):
+            if self._together:
+                share_buffers(self._module)
             return self._module
         if self._skeleton is None:
             rule, remedy = "FSDPStrategy or ModelParallelStrategy for a sharded model", "Shard in `configure_model`."

@@ -32,6 +32,7 @@ __all__ = [
     "reshard",
     "sharding_root",
     "sharding_units",
+    "share_buffers",
     "under_fsdp1",
     "whole_tensors",
     "writable_parameters",
@@ -87,6 +88,21 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def named_buffers(module: nn.Module) -> dict[str, Tensor]:
     """All buffers by the user's own names."""
     return {_users_name(module, name): buffer for name, buffer in module.named_buffers()}
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first one, in place; without other processes there is nothing to do.
+
+    >>> share_buffers(nn.BatchNorm1d(1))
+    """
+    if not distributed.is_initialized():  # spawned processes have ended, and this one has the first one's already
+        return
+    buffers = dict(module.named_buffers())
+    shared = [[buffer.detach().cpu() for buffer in buffers.values()]]
+    distributed.broadcast_object_list(shared, src=0)
+    for buffer, value in zip(buffers.values(), shared[0], strict=True):
+        buffer.copy_(value)
 
 
 def sharding_root(module: nn.Module) -> nn.Module:

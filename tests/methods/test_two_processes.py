@@ -143,3 +143,26 @@ def edits():
 def test_an_edit_is_the_same_on_every_process(gloo_pool, name):
     alone = edit(name)
     assert gloo_pool.run(edit, name) == [alone, alone]
+
+
+class Normed(Smooth):
+    """With BatchNorm, whose statistics are those of each process' own batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.insert(1, nn.BatchNorm1d(8))
+
+
+def normed():
+    warnings.simplefilter("ignore")
+    seed_everything(0, verbose=False)
+    trainer = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+    data = DataLoader(dataset(), 5, shuffle=True)
+    result = unlearn(Normed(), [0, 3, 5], method=METHODS["FineTune"](max_steps=3), data=data, trainer=trainer, seed=3)
+    state = {name: value.tolist() for name, value in result.model.state_dict().items()}
+    return state, dict(result.stages[0].probe_after), result.rolled_back
+
+
+def test_statistics_and_verdict_are_the_same_on_every_process(gloo_pool):
+    zero, one = gloo_pool.run(normed)
+    assert zero == one
