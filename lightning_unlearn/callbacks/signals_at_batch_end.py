@@ -78,7 +78,7 @@ class SignalsAtBatchEnd(Callback):
         for name in signals_put_off(trainer):
             handler = getattr(connector, name, None)
             if not callable(handler):
-                rule, remedy = "a version whose signal handlers are known", "Use lightning 2.5.5 or 2.6."
+                rule, remedy = "a version whose signal handlers are known", "Use lightning 2.6."
                 raise LightningUnlearnError(expected("lightning", rule, f"one without `{name}`", remedy))
             self._handlers[name] = handler
             vars(connector)[name] = partial(self._note, name)
