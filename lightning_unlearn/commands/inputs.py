@@ -32,6 +32,7 @@ def read_ids(forget: Sequence[str | int] | str) -> list[SampleId]:
         FileNotFoundError: there is no such file.
         ValueError: something in it is no id, or it is no text.
 
+    >>> from lightning_unlearn.utilities.files import Files
     >>> Files("memory://doc-ids").publish("forget.txt", b"12\n007\nuser-7\n\n")
     >>> read_ids("memory://doc-ids/forget.txt")
     [12, '007', 'user-7']
