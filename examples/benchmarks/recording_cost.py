@@ -189,7 +189,11 @@ def rank_of(rank: int, run: Run, folder: str, data_root: str | None, answers: An
         torch.distributed.init_process_group(
             "gloo", init_method=Path(folder, "meeting").as_uri(), rank=rank, world_size=run.processes
         )
-    answers.put((rank, train(run, folder, data_root)))
+    try:
+        answers.put((rank, train(run, folder, data_root)))
+    except BaseException as error:
+        answers.put((rank, repr(error)))  # or the run would wait for an answer that never comes
+        raise
     if run.processes > 1:
         torch.distributed.destroy_process_group()
 
@@ -220,7 +224,14 @@ def check(run: Run, data_root: str | None) -> dict[str, Any]:
         processes = [context.Process(target=rank_of, args=(rank, run, folder, data_root, answers)) for rank in ranks]
         for process in processes:
             process.start()
-        found = dict(answers.get(timeout=1200) for _ in processes)
+        found = {}
+        for _ in processes:
+            rank, answer = answers.get(timeout=1200)
+            if isinstance(answer, str):
+                for process in processes:
+                    process.terminate()
+                raise SystemExit(f"Process {rank} of {run} failed: {answer}")
+            found[rank] = answer
         for process in processes:
             process.join()
         store = DeltaStore.open(Path(folder) / "store")
@@ -334,7 +345,7 @@ def main() -> None:
     parser.add_argument("--runs", help="numbers of some of the runs, from 0 on, with commas between them")
     parser.add_argument("--quick", action="store_true", help="one run with one process, one with two")
     parser.add_argument(
-        "--data-root", help="a folder with Fashion-MNIST as torchvision stores it, for the image models"
+        "--data-root", help="a folder with Fashion-MNIST as torchvision unpacks it, for the image models"
     )
     args = parser.parse_args()
     if args.fit:

@@ -115,13 +115,16 @@ class StoreDocuments:
         return self._pieces[1]
 
     def _read_layout(self, name: str, digest: str) -> tuple[LayerPiece, ...]:
+        return pieces_from_dict(from_document("layout", f"{self.url}/{name}", self._read_checked(name, digest)))
+
+    def _read_checked(self, name: str, digest: str) -> bytes:
         try:
             data = self._files.read(name)
             if digest_of(data) != digest:
                 raise ValueError("the file does not fit its checksum")
         except DAMAGE as error:
             raise corrupted(name, [], error) from error
-        return pieces_from_dict(from_document("layout", f"{self.url}/{name}", data))
+        return data
 
     @property
     def tip(self) -> ModelState:
@@ -141,13 +144,7 @@ class StoreDocuments:
         return {name: tensor for part in (weights, *added) for name, tensor in part.items()}
 
     def _read_initial(self, name: str, digest: str) -> dict[str, Tensor]:
-        try:
-            data = self._files.read(name)
-            if digest_of(data) != digest:
-                raise ValueError("the file does not fit its checksum")
-        except DAMAGE as error:
-            raise corrupted(name, [], error) from error
-        return load_tensors(data)
+        return load_tensors(self._read_checked(name, digest))
 
     def check_frozen(self, module: nn.Module, known: Collection[str] = ()) -> None:
         """Check that parameters whose initial values are not in the store are still what they were at the start.
