@@ -11,8 +11,8 @@ longest. They are predicted from rates that the same processes measured at the s
 the training, and right after it by the time that the thread itself ran. The second leaves out what other programs of a
 shared machine took, which in a small fraction of a second is a matter of luck.
 
-`--fit` trains other models with other settings, and prints the constants of `store/expected_size.py` as they follow
-from them: bytes of a compressed value, bytes of compressed positions against the entropy of the mask, and the share of
+`--fit` trains other models with other settings, and prints constants such as those of `store/expected_size.py` as they
+follow from them: bytes of a compressed value, bytes of compressed positions against the entropy of the mask, and the share of
 a layer that is left alone. None of these trainings is among the runs that the predictions are checked on.
 """
 
