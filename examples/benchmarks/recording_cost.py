@@ -12,8 +12,8 @@ the training, and right after it by the time that the thread itself ran. The sec
 shared machine took, which in a small fraction of a second is a matter of luck.
 
 `--fit` trains other models with other settings, and prints constants such as those of `store/expected_size.py` as they
-follow from them: bytes of a compressed value, bytes of compressed positions against the entropy of the mask, and the share of
-a layer that is left alone. None of these trainings is among the runs that the predictions are checked on.
+follow from them: bytes of a compressed value, bytes of compressed positions against the entropy of the mask, and the
+share of a layer that is left alone. None of these trainings is among the runs that the predictions are checked on.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from lightning_unlearn.callbacks.recording_session import RecordingSession, reco
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
 from lightning_unlearn.callbacks.run_origin import recorded_settings
 from lightning_unlearn.callbacks.shard_reductions import GroupReductions
-from lightning_unlearn.callbacks.signals_at_batch_end import put_off_signals
+from lightning_unlearn.callbacks.signals_at_batch_end import nothing_to_take_back, put_off_signals
 from lightning_unlearn.callbacks.step_recording import StepRecording
 from lightning_unlearn.data.positions import as_sample_id
 from lightning_unlearn.data.sample_ids import BatchIdentity, SampleKeys
@@ -147,7 +147,7 @@ class DeltaRecorder(Callback):
         self._resume: dict[str, Any] | None = None
         self._foreign = False
         self._checkpointed: int | None = None  # steps in the newest checkpoint
-        self._take_signals_back: Callable[[], None] = lambda: None
+        self._take_signals_back: Callable[[], None] = nothing_to_take_back
 
     @classmethod
     def like(
@@ -339,7 +339,8 @@ class DeltaRecorder(Callback):
 
     def _uninstall(self) -> None:
         self._identity.uninstall()
-        self._take_signals_back()
+        take_back, self._take_signals_back = self._take_signals_back, nothing_to_take_back
+        take_back()
         recording, self._recording = self._recording, None
         if recording is not None:
             self._saved = recording.saved

@@ -15,7 +15,7 @@ from lightning_unlearn.callbacks.batch_agreement import BatchAgreement
 from lightning_unlearn.exceptions import LightningUnlearnError
 from lightning_unlearn.utilities.checks import expected
 
-__all__ = ["SignalsAtBatchEnd", "put_off_signals"]
+__all__ = ["SignalsAtBatchEnd", "nothing_to_take_back", "put_off_signals"]
 
 REQUEUE, TERMINATE = "_slurm_sigusr_handler_fn", "_sigterm_notifier_fn"
 """What `Trainer._signal_connector` registers for the signal before a job is requeued, and for SIGTERM."""
@@ -150,6 +150,10 @@ class SignalsAtBatchEnd(Callback):
         self._handlers, self._connector = {}, None
 
 
+def nothing_to_take_back() -> None:
+    """What `put_off_signals` returns where it has added nothing; by name, so that who keeps it can be pickled."""
+
+
 def put_off_signals(trainer: Trainer) -> Callable[[], None]:
     """Add a `SignalsAtBatchEnd` to the Trainer, last, where it is needed and the user has none; for use in `setup`.
 
@@ -159,7 +163,7 @@ def put_off_signals(trainer: Trainer) -> Callable[[], None]:
     # The list is a plain attribute that Lightning documents but does not annotate.
     callbacks: list[Callback] = vars(trainer)["callbacks"]
     if not signals_put_off(trainer) or any(isinstance(one, SignalsAtBatchEnd) for one in callbacks):
-        return lambda: None
+        return nothing_to_take_back
     added = SignalsAtBatchEnd()
     callbacks.append(added)  # the Trainer is going over this list, so its `setup` is called as well
 

@@ -1,6 +1,7 @@
 """Anchors, threads that write, checkpoints of weights alone, and errors of one process among several."""
 
 import gc
+import pickle
 import threading
 import time
 import warnings
@@ -12,7 +13,7 @@ from lightning import Callback
 from torch import nn
 from torch.nn import functional
 
-from lightning_unlearn.callbacks import delta_capture
+from lightning_unlearn.callbacks import delta_capture, signals_at_batch_end
 from lightning_unlearn.callbacks.checkpoint_tap import listen_to_checkpoints
 from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
@@ -396,3 +397,12 @@ def test_deltas_that_are_encoded_later_are_still_those_of_their_step(tmp_path, m
     recorder = DeltaRecorder(tmp_path / "s", background=True, scope=scope, **DENSE)
     quiet_trainer(callbacks=[recorder]).fit(module, loader())
     assert_leads_to(DeltaStore.open(tmp_path / "s"), module)
+
+
+def test_a_recorder_can_be_pickled_before_a_fit_and_after_it(tmp_path, monkeypatch):
+    """As `ddp_spawn` does it; under SLURM, where the recorder puts signals off while a fit is running."""
+    monkeypatch.setattr(signals_at_batch_end, "signals_put_off", lambda trainer: ("_sigterm_notifier_fn",))
+    recorder = DeltaRecorder(tmp_path / "s", **DENSE)
+    pickle.dumps(recorder)
+    quiet_trainer(max_epochs=1, callbacks=[recorder]).fit(BoringClassifier(), loader())
+    pickle.dumps(recorder)
