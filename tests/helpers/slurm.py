@@ -1,6 +1,7 @@
 """As much of SLURM as a job file needs: the variables of `sbatch`, `srun`, and an `scontrol` that takes notes."""
 
 import os
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -49,10 +50,11 @@ class Slurm:
     def __init__(self, folder, python):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True)
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        # Not a link: an interpreter that is called by another path does not find its environment.
+        called = f'#!/usr/bin/env bash\nexec {shlex.quote(str(python))} "$@"\n'
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", called)):
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o755)
-        (self.folder / "python").symlink_to(python)
 
     @property
     def requeued(self):
