@@ -15,6 +15,7 @@ from lightning_unlearn.deltas.recording_rates import ASSUMED_DEVICE, ASSUMED_NET
 from lightning_unlearn.store import expected_size
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+FIT = PAGE.with_name("recording-cost-fit.json")
 
 
 def commands():
@@ -84,6 +85,15 @@ def test_the_constants_and_assumptions_are_those_of_the_code():
     for value_dtype, row in expected_size._ZSTD_VALUE.items():
         cells = [f"`{value_dtype}`", *(f"{one:.2f}" for one in row)]
         assert f"| {' | '.join(cells)} |" in text, value_dtype
+
+
+def test_the_constants_are_the_medians_that_were_measured():
+    measured = {row["constant"]: row["value"] for row in json.loads(FIT.read_text())["rows"]}
+    assert round(measured["left alone"], 2) == expected_size._LEFT_ALONE
+    assert round(measured["positions / entropy"], 2) == expected_size._MASK_FACTOR
+    for value_dtype, row in expected_size._ZSTD_VALUE.items():
+        found = [measured[f"{value_dtype}, keep {keep}"] for keep in expected_size._KEEPS]
+        assert row == pytest.approx(found, abs=0.0051)
 
 
 def test_the_touched_shares_that_it_names():

@@ -31,12 +31,10 @@ class Watched:
     """What was found right before a step.
 
     Attributes:
-        complete: Whether all parameters of the optimizer belong to the module.
         edited: Names of parameters that something other than an optimizer changed since the last step. Always empty
             for weights on a CUDA device, where looking would mean waiting: see `StepChange.edited`.
     """
 
-    complete: bool
     edited: tuple[str, ...] = ()
 
 
@@ -130,11 +128,8 @@ class DeltaCapture:
         self._edits: dict[int, bool | dict[torch.device, Tensor]] = {}
 
     @torch.no_grad()
-    def meet(self, optimizer: Optimizer) -> bool:
+    def meet(self, optimizer: Optimizer) -> None:
         """Remember the weights of parameters that are new, because they were unfrozen; others are left alone.
-
-        Returns:
-            Whether all parameters of the optimizer belong to the module.
 
         Raises:
             UnsupportedStrategyError: a parameter is not real floating-point.
@@ -148,7 +143,6 @@ class DeltaCapture:
                 layer.before = tensor.clone()
                 if not _has_streams(tensor.device) and self._shards is None:
                     self._host.reserve(layer)
-        return all(id(parameter) in self._numbers for parameter in _parameters(optimizer))
 
     @torch.no_grad()
     def watch(self, optimizer: Optimizer) -> Watched:
@@ -160,7 +154,7 @@ class DeltaCapture:
         Raises:
             UnsupportedStrategyError: a parameter is not real floating-point.
         """
-        complete = self.meet(optimizer)
+        self.meet(optimizer)
         edited, flags = [], dict[torch.device, list[Tensor]]()
         for layer in self._layers_of(optimizer):
             tensor, before = layer.value, layer.previous
@@ -175,7 +169,7 @@ class DeltaCapture:
                 before.copy_(tensor)
         found = {device: ~torch.stack(equal).all() for device, equal in flags.items()}
         self._edits[id(optimizer)] = True if edited else found
-        return Watched(complete, tuple(edited))
+        return Watched(tuple(edited))
 
     @torch.no_grad()
     def changes(self, optimizer: Optimizer, step: int, measure: bool = False) -> StepChange:

@@ -22,7 +22,7 @@ from lightning_unlearn.callbacks.recording_checks import (
     warn_of_others,
 )
 from lightning_unlearn.callbacks.recording_layout import has_own_samples, held_parts, layout_of
-from lightning_unlearn.callbacks.recording_session import RecordingSession, recorded_weights
+from lightning_unlearn.callbacks.recording_session import RecordingSession
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, trainable_share
 from lightning_unlearn.callbacks.run_origin import recorded_settings
 from lightning_unlearn.callbacks.shard_reductions import GroupReductions
@@ -37,6 +37,7 @@ from lightning_unlearn.store.lineage import RunKind
 from lightning_unlearn.types import RecordingSettings, SampleId, ValueDtype
 from lightning_unlearn.utilities.checks import check_choice, check_positive_int, expected
 from lightning_unlearn.utilities.distributed import on_rank_zero
+from lightning_unlearn.utilities.parameters import gathered_weights
 from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded
 
 __all__ = ["DeltaRecorder"]
@@ -221,7 +222,7 @@ class DeltaRecorder(Callback):
         module = getattr(pl_module, "recorded_module", pl_module)
         check_watch(self._watch, self._identity.known_ids)
         check_optimizers(trainer.optimizers)
-        weights = recorded_weights(module)
+        weights = gathered_weights(module)
         check_dtypes(weights.parameters, weights.trainable)
         check_anchors(self._anchor_every, is_sharded(module))
         warn_of_others(trainer.optimizers, module)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning import Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.callbacks.rank_parts import RankParts, open_parts
@@ -21,11 +21,11 @@ from lightning_unlearn.store.writer import Background
 from lightning_unlearn.types import DataFingerprint, LayerPiece, ModelState, RecordingSettings
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.distributed import gather, on_every_rank, on_rank_zero
-from lightning_unlearn.utilities.parameters import change_norm, float_buffers, tensors_digest, tensors_distance
+from lightning_unlearn.utilities.parameters import change_norm, gathered_weights, tensors_digest, tensors_distance
 from lightning_unlearn.utilities.rng import capture_rng
-from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters, whole_tensors
+from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_parameters
 
-__all__ = ["RecordingSession", "recorded_parameters", "recorded_weights"]
+__all__ = ["RecordingSession"]
 
 _PATIENCE = 5.0
 """Seconds that rank 0 waits for the steps of ranks that it cannot talk to any more."""
@@ -43,20 +43,6 @@ def _with_range(ranges: Ranges, start: int, stop: int) -> Ranges:
 
 def _nothing() -> None:
     """What a rank does where another one has work."""
-
-
-def recorded_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters by the names that are recorded: of a sharded module those without what wrappers put into them."""
-    return dict(named_parameters(module) if is_sharded(module) else module.named_parameters())
-
-
-def recorded_weights(module: nn.Module) -> WholeWeights:
-    """All weights, whole; of a sharded module they are gathered, and only rank 0 gets more than names and shapes."""
-    if is_sharded(module):
-        return whole_tensors(module, everywhere=False)
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    trainable = frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
-    return WholeWeights(parameters, float_buffers(module), {}, trainable)
 
 
 class RecordingSession:
@@ -85,9 +71,11 @@ class RecordingSession:
         self._sharded = is_sharded(module)
         self._origin = origin
         self._last: tuple[str, int] | None = None
+        # As they are recorded: of a sharded module without what wrappers put into names.
+        parameters = named_parameters(module) if self._sharded else dict(module.named_parameters())
         self._left_out = {
             id(parameter): name
-            for name, parameter in recorded_parameters(module).items()
+            for name, parameter in parameters.items()
             if name in self.store.frozen and name not in known
         }
 
@@ -114,7 +102,7 @@ class RecordingSession:
             trainer: The Trainer that is about to train.
             module: The module that is recorded.
             url: Where the store is.
-            weights: Its weights (`recorded_weights`).
+            weights: Its weights (`gathered_weights`).
             pieces: What the layers are cut into.
             settings: How to record.
             data: What the loaders deliver.
@@ -170,7 +158,7 @@ class RecordingSession:
             and (parameter.requires_grad or (parameter.grad is not None and not self._sharded))
         }
         if found:
-            weights = recorded_weights(self._module).parameters
+            weights = gathered_weights(self._module).parameters
             initial = {name: weights[name] for name in found}
             if self._sharded:
                 on_rank_zero(self._trainer.strategy, lambda: self.store.add_initial(initial))
@@ -182,7 +170,7 @@ class RecordingSession:
 
     def weights(self, *, collective: bool = True) -> WholeWeights | None:
         """The weights as they are, whole; of a sharded module on rank 0, and on no rank unless all of them ask."""
-        return recorded_weights(self._module) if collective or not self._sharded else None
+        return gathered_weights(self._module) if collective or not self._sharded else None
 
     def moved(self, weights: WholeWeights | None) -> list[str]:
         """Names of parameters that were frozen as the recording began, still are, and have changed all the same.

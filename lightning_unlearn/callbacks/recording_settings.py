@@ -8,16 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_unlearn.functional.pruning import DEFAULT_KEEP, FEW_TRAINABLE
 from lightning_unlearn.types import RecordingSettings, ValueDtype
 from lightning_unlearn.utilities.checks import check_fraction, expected
 
-__all__ = ["DEFAULT_KEEP", "FEW_TRAINABLE", "RequestedSettings", "keep_settings", "trainable_share"]
-
-DEFAULT_KEEP = 0.1
-"""Fraction of each layer that is kept unless told otherwise: what forgetting needs, at a seventh of the damage."""
-
-FEW_TRAINABLE = 0.05
-"""Below this share of trainable parameters (adapters, a new head) everything is kept, as float32: it costs little."""
+__all__ = ["RequestedSettings", "keep_settings", "trainable_share"]
 
 
 def keep_settings(keep: float | Mapping[str, float], scope: str) -> tuple[float, dict[str, float]]:

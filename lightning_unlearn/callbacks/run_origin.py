@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_unlearn.callbacks.recording_checks import NEW_STORE, check_recording
-from lightning_unlearn.callbacks.recording_settings import FEW_TRAINABLE, trainable_share
+from lightning_unlearn.callbacks.recording_settings import trainable_share
 from lightning_unlearn.exceptions import StoreMismatchError
+from lightning_unlearn.functional.pruning import FEW_TRAINABLE
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.types import DataFingerprint, LayerPiece, RecordingSettings
 from lightning_unlearn.utilities.checks import expected

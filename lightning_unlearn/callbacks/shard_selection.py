@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.captured_layers import Layer, difference, not_finite, whole_layer
 from lightning_unlearn.functional.pruning import kept_count, random_entries
-from lightning_unlearn.functional.shard_selection import Reductions, select_shards
+from lightning_unlearn.functional.shard_selection import NotFiniteError, Reductions, select_shards
 from lightning_unlearn.store.layout import places_in_layer
 from lightning_unlearn.types import LayerDelta, RecordingSettings
 
@@ -107,7 +107,7 @@ class ShardSelection:
                 self._check_finite(numbers, changes, step)
                 return self._drawn_globally(numbers, layers, random_entries(size, count, (self._seed, step)))
             rows = [[changes[number] for number in numbers if number in changes]]
-            found = self._select(rows, [count], size, "one of the layers", step)[0]
+            found = self._select(rows, [count], size, ["one of the layers"], step)[0]
             return dict(zip((number for number in numbers if number in changes), found, strict=True))
         pruned = [number for number in numbers if held[number] < self._numel[number]]
         if settings.criterion == "random" or not pruned:
@@ -119,7 +119,8 @@ class ShardSelection:
         # Layers that are kept whole take part, so that what is not finite in them is told to all.
         rows = [[changes[number]] if number in changes else [] for number in numbers]
         largest = max(self._numel[number] for number in numbers)
-        selected = self._select(rows, [held[number] for number in numbers], largest, numbers, step)
+        names = [self._names[number] for number in numbers]
+        selected = self._select(rows, [held[number] for number in numbers], largest, names, step)
         return {
             number: row[0] if number in pruned else None
             for number, row in zip(numbers, selected, strict=True)
@@ -127,13 +128,12 @@ class ShardSelection:
         }
 
     def _select(
-        self, rows: list[list[Tensor]], kept: list[int], largest: int, names: str | Sequence[int], step: int
+        self, rows: list[list[Tensor]], kept: list[int], largest: int, names: Sequence[str], step: int
     ) -> list[list[Tensor]]:
         try:
             return select_shards(rows, kept, self._reductions, numel=largest, device=self._scratch.device)
-        except ValueError as error:
-            row = int(str(error).split()[1])
-            raise not_finite(names if isinstance(names, str) else self._names[names[row]], step) from error
+        except NotFiniteError as error:
+            raise not_finite(names[error.row], step) from error
 
     def _check_finite(self, numbers: Sequence[int], changes: Mapping[int, Tensor], step: int) -> None:
         flags = torch.zeros(len(numbers), dtype=torch.int32, device=self._scratch.device)

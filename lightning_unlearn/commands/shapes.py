@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import pickle
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_unlearn.types import LayerInfo, ModelSignature
@@ -131,14 +130,13 @@ def _described(path: str) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _header(path: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    with open(path, "rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, os.path.getsize(path))))
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: (tuple(info["shape"]), _SAFETENSORS[info["dtype"]])
-                for name, info in header.items()
-                if name != "__metadata__" and info["dtype"] in _SAFETENSORS
+                name: (tuple(one.get_shape()), _SAFETENSORS[one.get_dtype()])
+                for name, one in slices.items()
+                if one.get_dtype() in _SAFETENSORS
             }
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(expected("model", "an intact safetensors file", f"{path} ({error!r})")) from error
+    except SafetensorError as error:
+        raise ValueError(expected("model", "an intact safetensors file", f"{path} ({error})")) from error

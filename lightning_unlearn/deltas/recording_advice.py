@@ -10,12 +10,14 @@ from lightning_unlearn.deltas.judgement import PlanThresholds
 from lightning_unlearn.deltas.recording_cost import RecordingCost, touched_share
 from lightning_unlearn.deltas.recording_plan import PlannedRecording
 from lightning_unlearn.deltas.recording_size import recorded_bytes
+from lightning_unlearn.functional.pruning import DEFAULT_KEEP
 from lightning_unlearn.utilities.checks import check_positive, check_positive_int
 
 __all__ = ["human_bytes", "recording_advice"]
 
-_KEEP, _SAVING, _NOTABLE, _LARGE_MODEL = 0.1, 0.25, 0.05, 10**9
+_SAVING, _NOTABLE, _LARGE_MODEL = 0.25, 0.05, 10**9
 _CHECKPOINTS = 100
+_WATCHED = 0.1  # share of the steps that keep their delta, in the advice on `watch`
 _UNEVEN = 1.5
 
 
@@ -77,7 +79,7 @@ def _placement(plan: PlannedRecording, forget: int | None) -> Iterator[str]:
             said += "few steps, but nearly all of each was learnt from others. Use `SubjectGrouping` to be specific."
         yield said
     if plan.watched == 1.0 and per_epoch > 1:
-        watchable = int(math.log(1 - _KEEP) / math.log1p(-1 / per_epoch))
+        watchable = int(math.log(1 - _WATCHED) / math.log1p(-1 / per_epoch))
         yield (
             f"`watch=`: up to {watchable:,} scattered ids leave nine tenths of the steps without a delta; grouped "
             f"by batches, a tenth of all samples do."
@@ -115,8 +117,8 @@ def _settings(cost: RecordingCost, step_seconds: float | None) -> Iterator[str]:
         other = replace(plan, settings=replace(settings, **changes))  # type: ignore[arg-type]
         return 1 - sum(one.deltas for one in recorded_bytes(other)) / total
 
-    if not plan.trains_little and settings.keep > _KEEP:
-        yield f"`keep={_KEEP}`, the default, would take {saved(keep=_KEEP, keep_overrides={}):.0%} less."
+    if not plan.trains_little and settings.keep > DEFAULT_KEEP:
+        yield f"`keep={DEFAULT_KEEP}`, the default, would take {saved(keep=DEFAULT_KEEP, keep_overrides={}):.0%} less."
     if not plan.trains_little and settings.value_dtype == "float32":
         yield f"`value_dtype='scaled_float16'` would take {saved(value_dtype='scaled_float16'):.0%} less."
     compressing = sum(size.plain for size in cost.step) / plan.ranks

@@ -86,7 +86,7 @@ def recording_cost(
 
     Bytes are expectations for layers whose entries change at random, and an upper bound where many do not change at
     all. They were within a fifth of what was written in trainings that the constants do not come from, and seconds on a
-    CPU, by the time of the thread, within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a
+    CPU that nothing else used within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a
     selection over shards takes, rest on assumptions and were not checked.
 
     >>> from lightning_unlearn.types import LayerInfo, ModelSignature, RecordingSettings
@@ -94,7 +94,7 @@ def recording_cost(
     >>> plan = PlannedRecording(signature, RecordingSettings(keep=0.1), steps=1000, batch_size=32)
     >>> cost = recording_cost(plan)
     >>> cost.kept, round(cost.step_bytes / cost.kept, 2), round(cost.bytes.total / 1e6)
-    (100000, 3.02, 306)
+    (100000, 3.02, 307)
     """
     assumptions = [f"Host: {rates.origin}."]
     if plan.device == "cuda":
@@ -102,8 +102,10 @@ def recording_cost(
     if plan.sharded:
         assumptions.append(f"Network: {network.origin}.")
         assumptions.append("Weights that are sharded: modelled, not checked against a recording.")
+        if plan.device == "cuda":
+            assumptions.append("Selection from shards on an accelerator: counted as that from whole layers.")
     if plan.settings.compression:
-        assumptions.append("Compression: measured constants, which other trainings miss by up to a fifth.")
+        assumptions.append("Compression: medians over five trainings, which single ones miss by up to a third.")
     return RecordingCost(
         plan,
         recorded_bytes(plan),

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from lightning_unlearn.functional.pruning import keep_of, kept_count
+from lightning_unlearn.functional.pruning import FEW_TRAINABLE, keep_of, kept_count
 from lightning_unlearn.types import LayerInfo, ModelSignature, RecordingSettings, ValueDtype
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
 from lightning_unlearn.utilities.distributed import share_out
@@ -17,8 +17,6 @@ from lightning_unlearn.utilities.distributed import share_out
 __all__ = ["Piece", "PlannedRecording"]
 
 T = TypeVar("T")
-
-_FEW_TRAINABLE = 0.05  # `FEW_TRAINABLE` of the recorder, which this layer cannot see; a test holds them together
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,7 @@ class PlannedRecording:
     @property
     def trains_little(self) -> bool:
         """Whether so few parameters are trained (adapters, a head) that all of their change is kept by default."""
-        return self.trainable_share < _FEW_TRAINABLE
+        return self.trainable_share < FEW_TRAINABLE
 
     @property
     def stored_layers(self) -> list[LayerInfo]:

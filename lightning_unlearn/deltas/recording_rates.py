@@ -35,7 +35,7 @@ class Rates:
         select_small_layer: Each smaller layer.
         difference_entry: Subtracting an entry of a layer that is kept whole, or that is no contiguous float32, on
             PyTorch's threads.
-        histogram_entry: Counting an entry's digit, of which an exact selection over shards needs three.
+        shard_entry: Finding an entry's place in an exact selection over shards, without the network.
         encode_kept: Writing a kept entry's position as `GAP8` and its value, by value dtype.
         encode_whole: Writing the value of an entry of a layer that is kept whole, likewise.
         mask_entry: Each entry of a layer whose positions are a `BITMASK`, with the values of a quarter of them.
@@ -62,7 +62,7 @@ class Rates:
     select_layer: float
     select_small_layer: float
     difference_entry: float
-    histogram_entry: float
+    shard_entry: float
     encode_kept: Mapping[ValueDtype, float]
     encode_whole: Mapping[ValueDtype, float]
     mask_entry: float
@@ -141,26 +141,26 @@ ASSUMED_NETWORK = NetworkRates(
 """A network of 200 Gbit/s for each accelerator. An assumption."""
 
 DEFAULT_RATES = Rates(
-    origin="by default, as measured on one core of a shared server (AMD EPYC, AVX-512)",
-    watch_entry=2.7e-10,
-    watch_layer=7e-6,
-    copy_entry=2.3e-10,
-    select_entry=1.7e-9,
-    select_kept=5e-9,
-    select_layer=5.7e-5,
-    select_small_layer=1.3e-5,
+    origin="by default: `measure_rates` on one thread of a shared server (AMD EPYC, AVX-512), medians of five calls",
+    watch_entry=2.4e-10,
+    watch_layer=6.7e-6,
+    copy_entry=2e-10,
+    select_entry=1.2e-9,
+    select_kept=4.1e-9,
+    select_layer=4e-5,
+    select_small_layer=1.4e-5,
     difference_entry=1e-9,
-    histogram_entry=1.4e-9,
-    encode_kept={"float32": 2e-9, "bfloat16": 2.1e-9, "scaled_float16": 2.4e-9, "int8": 2.4e-9},
-    encode_whole={"float32": 4.3e-10, "bfloat16": 8.3e-10, "scaled_float16": 9.1e-10, "int8": 1.1e-9},
-    mask_entry=6e-10,
+    shard_entry=5.3e-9,
+    encode_kept={"float32": 1.5e-9, "bfloat16": 1.6e-9, "scaled_float16": 1.7e-9, "int8": 1.8e-9},
+    encode_whole={"float32": 3.5e-10, "bfloat16": 5.4e-10, "scaled_float16": 8.1e-10, "int8": 6.7e-10},
+    mask_entry=5e-10,
     encode_layer=1.4e-5,
-    compress_byte=3e-9,
-    publish_byte=1.6e-9,
-    publish_file=1e-2,
-    state_entry=1.4e-8,
-    sample=3e-8,
-    step=4e-4,
+    compress_byte=1.8e-9,
+    publish_byte=6.8e-10,
+    publish_file=1.4e-3,
+    state_entry=1.1e-8,
+    sample=2.2e-8,
+    step=2.5e-4,
     threads=1,
     thread_gain=1.0,
 )

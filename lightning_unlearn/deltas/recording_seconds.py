@@ -141,8 +141,7 @@ def _on_host(pieces: Sequence[Piece], sharded: bool, rates: Rates) -> tuple[floa
         select += piece.numel * rates.difference_entry + rates.watch_layer
         if piece.is_whole:
             continue
-        digits = _PASSES * piece.numel * rates.histogram_entry + piece.kept * rates.select_kept
-        select += digits if sharded else _selecting(piece, rates)
+        select += piece.numel * rates.shard_entry if sharded else _selecting(piece, rates)
     return watch, select, entries * rates.copy_entry + len(pieces) * rates.watch_layer
 
 

@@ -24,6 +24,8 @@ from lightning_unlearn.functional.selection import Selector
 from lightning_unlearn.utilities.checks import check_choice, check_fraction, check_positive_int, expected
 
 __all__ = [
+    "DEFAULT_KEEP",
+    "FEW_TRAINABLE",
     "Criterion",
     "Keep",
     "PruneWhen",
@@ -34,6 +36,12 @@ __all__ = [
     "random_entries",
     "split_positions",
 ]
+
+DEFAULT_KEEP = 0.1
+"""Fraction of each layer that is recorded unless told otherwise: what forgetting needs, at a seventh of the damage."""
+
+FEW_TRAINABLE = 0.05
+"""Below this share of trainable parameters (adapters, a new head) everything is recorded, as float32."""
 
 Criterion: TypeAlias = Literal["magnitude", "random"]
 PruneWhen: TypeAlias = Literal["step", "sum"]

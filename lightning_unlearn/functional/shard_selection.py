@@ -9,19 +9,31 @@ A float32 without its sign bit is an int32 that orders like the magnitude (as in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Alone", "Reductions", "select_shards"]
+__all__ = ["Alone", "NotFiniteError", "Reductions", "select_shards"]
 
 _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
 _SHIFTS = (20, 10, 0)
 _BINS = 1 << 11
 _INT32_ENTRIES = 1 << 31
+
+
+class NotFiniteError(ValueError):
+    """An entry is infinite or NaN; raised by all processes.
+
+    Attributes:
+        row: In which row it is.
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"Expected `rows` to be finite everywhere, but row {row} is not: the training has diverged.")
+        self.row = row
 
 
 class Reductions(Protocol):
@@ -50,7 +62,11 @@ def _magnitudes(piece: Tensor) -> Tensor:
     return piece.view(torch.int32) & _MAGNITUDE
 
 
-def _histogram(candidates: Sequence[Tensor], shift: int, like: Tensor) -> Tensor:
+def _as_they_are(bits: Tensor) -> Tensor:
+    return bits
+
+
+def _histogram(candidates: Iterable[Tensor], shift: int, like: Tensor) -> Tensor:
     last = _BINS - 1 if shift == _SHIFTS[0] else _BINS // 2 - 1
     counts = torch.zeros_like(like)
     for one in candidates:
@@ -93,7 +109,7 @@ def select_shards(
         For each row and piece the positions in it, ascending, int64.
 
     Raises:
-        ValueError: an entry of some process is not finite; raised by all of them, with the number of the row.
+        NotFiniteError: an entry of some process is not finite; raised by all of them.
 
     >>> select_shards([[torch.tensor([1.0, -3.0, 0.0]), torch.tensor([3.0, 2.0])]], [2], Alone())
     [[tensor([1]), tensor([0])]]
@@ -103,33 +119,24 @@ def select_shards(
     empty = torch.zeros(_BINS, dtype=wide, device=found)
     ranks = torch.tensor(kept, dtype=torch.int64, device=found)
     thresholds = torch.zeros_like(ranks)
-    candidates: list[list[Tensor]] = [[] for _ in rows]
+    held: Sequence[Sequence[Tensor]] = rows
     histograms = torch.empty(0)
     for shift in _SHIFTS:
-        if shift == _SHIFTS[0]:
-            local = [_histogram([_magnitudes(piece) for piece in row], shift, empty) for row in rows]
-        else:
-            local = [_histogram(row, shift, empty) for row in candidates]
+        bits_of = _magnitudes if held is rows else _as_they_are
+        local = [_histogram(map(bits_of, row), shift, empty) for row in held]
         histograms = reductions.total(torch.stack(local)).to(torch.int64)
-        if shift == _SHIFTS[0]:
-            broken = histograms[:, _INFINITY >> shift :].sum(1).nonzero()
-            if broken.numel():
-                raise ValueError(f"row {int(broken[0])} is not finite")
+        broken = histograms[:, _INFINITY >> shift :].sum(1).nonzero() if held is rows else empty[:0]
+        if broken.numel():
+            raise NotFiniteError(int(broken[0]))
         digits, ranks = _digits(histograms, ranks)
         thresholds += digits << shift
-        limits = thresholds.tolist()
-        if shift == _SHIFTS[0]:
-            candidates = [
-                [bits[bits >> shift == limit >> shift] for bits in map(_magnitudes, row)]
-                for row, limit in zip(rows, limits, strict=True)
-            ]
-        else:
-            candidates = [
-                [bits[bits >> shift == limit >> shift] for bits in row]
-                for row, limit in zip(candidates, limits, strict=True)
-            ]
+        # Of the next digits only entries matter that share those so far, which are few.
+        held = [
+            [bits[bits >> shift == limit >> shift] for bits in map(bits_of, row)]
+            for row, limit in zip(held, thresholds.tolist(), strict=True)
+        ]
     equal = histograms.gather(1, (thresholds & (_BINS // 2 - 1))[:, None]).squeeze(1)
-    own = torch.tensor([sum(map(len, row)) for row in candidates], dtype=torch.int64, device=found)
+    own = torch.tensor([sum(map(len, row)) for row in held], dtype=torch.int64, device=found)
     # Where the threshold is zero there are not enough entries, and all that are not zero are kept.
     spare = torch.where(thresholds > 0, own, torch.iinfo(torch.int64).max)
     crowded = (equal > ranks) & (thresholds > 0)

@@ -23,6 +23,7 @@ from lightning_unlearn.callbacks.delta_capture import DeltaCapture
 from lightning_unlearn.callbacks.delta_recorder import DeltaRecorder
 from lightning_unlearn.deltas.recording_rates import Rates
 from lightning_unlearn.functional.selection import Selector
+from lightning_unlearn.functional.shard_selection import Alone, select_shards
 from lightning_unlearn.store.codec import encode_layer
 from lightning_unlearn.store.compression import check_compression, join_payload
 from lightning_unlearn.store.delta_store import DeltaStore
@@ -178,7 +179,7 @@ def _selection(watch: _Watch) -> dict[str, object]:
         "select_layer": each(middle, "changes", entry + kept * _SPARSE),
         "select_small_layer": each(small, "changes", entry + kept * _SPARSE),
         "difference_entry": seconds(large, 1.0, "changes") / entries,
-        "histogram_entry": _histogram(_LARGE, watch) / _LARGE,
+        "shard_entry": _sharded(_LARGE, watch) / _LARGE,
         "thread_gain": max(1.0, sum(alone) / sum(together)),
     }
 
@@ -196,15 +197,10 @@ def _alone(numel: int, keep: float, watch: _Watch) -> float:
     return watch.seconds(work, module.change)
 
 
-def _histogram(numel: int, watch: _Watch) -> float:
-    """One digit of 11 bits, counted piece by piece; as a selection over shards does three times."""
-    bits = _Layers([numel]).layers[0].detach().numpy().view(np.int32) & np.int32(0x7FFFFFFF)
-
-    def work() -> None:
-        for start in range(0, numel, 1 << 16):
-            np.bincount(bits[start : start + (1 << 16)] >> 20, minlength=1 << 11)
-
-    return watch.seconds(work)
+def _sharded(numel: int, watch: _Watch) -> float:
+    """Selecting from a piece of a layer, as each rank does, with nobody to exchange counts with."""
+    change = _Layers([numel]).layers[0].detach()
+    return watch.seconds(lambda: select_shards([[change]], [int(_SPARSE * numel)], Alone()))
 
 
 def _pending(deltas: list[LayerDelta]) -> PendingStep:

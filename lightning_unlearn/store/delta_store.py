@@ -18,8 +18,8 @@ from lightning_unlearn.store.documents import FORMAT_VERSION, digest_of, to_docu
 from lightning_unlearn.store.joining import Joined, join_parts
 from lightning_unlearn.store.layout import pieces_to_dict, with_pieces
 from lightning_unlearn.store.lineage import Lineage, Run, RunKind, lineage_to_dict
+from lightning_unlearn.store.store_documents import STORE
 from lightning_unlearn.store.upkeep import StoreUpkeep
-from lightning_unlearn.store.view import STORE
 from lightning_unlearn.store.writer import SEGMENT_BYTES, Background, StoreWriter
 from lightning_unlearn.types import (
     DataFingerprint,

@@ -15,7 +15,8 @@ from lightning_unlearn.store.documents import FORMAT_VERSION, from_document, to_
 from lightning_unlearn.store.maintenance import check_anchor, check_segment
 from lightning_unlearn.store.opening import load_segment, whole_file
 from lightning_unlearn.store.segment import SegmentRef
-from lightning_unlearn.store.view import STORE, StoreView
+from lightning_unlearn.store.store_documents import STORE
+from lightning_unlearn.store.view import StoreView
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 from lightning_unlearn.exceptions import StoreMismatchError
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.store.documents import to_document
-from lightning_unlearn.store.view import STORE
+from lightning_unlearn.store.store_documents import STORE
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 

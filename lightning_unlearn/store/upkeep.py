@@ -17,8 +17,9 @@ from lightning_unlearn.store.documents import FORMAT_VERSION, to_document
 from lightning_unlearn.store.info import Damage, VerificationReport
 from lightning_unlearn.store.lineage import Lineage, lineage_to_dict
 from lightning_unlearn.store.records import check_ids
+from lightning_unlearn.store.store_documents import LINEAGE, STORE
 from lightning_unlearn.store.upgrade import upgrade_store
-from lightning_unlearn.store.view import LINEAGE, STORE, StoreView
+from lightning_unlearn.store.view import StoreView
 from lightning_unlearn.store.writer import SEGMENT_BYTES
 from lightning_unlearn.types import SampleId
 from lightning_unlearn.utilities.checks import check_positive_int

@@ -13,12 +13,12 @@ from lightning_unlearn.store.info import StoreInfo
 from lightning_unlearn.store.maintenance import total_bytes
 from lightning_unlearn.store.reader import StoreReader
 from lightning_unlearn.store.records import check_ids
-from lightning_unlearn.store.store_documents import INITIAL, LINEAGE, STORE, StoreDocuments
+from lightning_unlearn.store.store_documents import StoreDocuments
 from lightning_unlearn.types import LayerDelta, SampleId, StepRecord, StepStatus
 from lightning_unlearn.utilities.checks import expected
 from lightning_unlearn.utilities.files import Files
 
-__all__ = ["INITIAL", "LINEAGE", "STORE", "StoreView"]
+__all__ = ["StoreView"]
 
 _ATTEMPTS = 5
 

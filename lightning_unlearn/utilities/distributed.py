@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_unlearn.exceptions import LightningUnlearnError
 
 __all__ = [
+    "everyone",
     "gather",
     "on_every_process",
     "on_every_rank",
@@ -86,7 +87,7 @@ def on_rank_zero(strategy: Strategy, function: Callable[[], T]) -> T:
 
 def gather(strategy: Strategy, value: T) -> list[T]:
     """The values of all ranks, which must be picklable, in the order of the ranks, on every rank."""
-    return _everyone(value, _world_size(strategy))
+    return everyone(value, _world_size(strategy))
 
 
 def on_every_rank(strategy: Strategy, function: Callable[[], T]) -> T:
@@ -140,7 +141,12 @@ def _world_size(strategy: Strategy) -> int:
     return int(getattr(strategy, "world_size", 1))
 
 
-def _everyone(value: T, count: int) -> list[T]:
+def everyone(value: T, count: int) -> list[T]:
+    """`gather` without a strategy: the values of all `count` processes, in the order of their ranks.
+
+    >>> everyone(5, 1)
+    [5]
+    """
     values: list[Any] = [value] * count
     if count > 1:
         dist.all_gather_object(values, value)
@@ -157,7 +163,7 @@ def _agreed(function: Callable[[], T], rank: int, count: int) -> T:
     told = failure
     if failure is not None and not isinstance(failure, LightningUnlearnError):
         told = LightningUnlearnError(f"Rank {rank} failed: {failure!r}")
-    first = next(((other, error) for other, error in enumerate(_everyone(told, count)) if error is not None), None)
+    first = next(((other, error) for other, error in enumerate(everyone(told, count)) if error is not None), None)
     if first is None:
         return result  # type: ignore[return-value]
     if failure is not None and first[0] == rank:

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from lightning_unlearn.exceptions import LightningUnlearnError, UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected
+from lightning_unlearn.utilities.distributed import everyone
 
 __all__ = ["InStep"]
 
@@ -123,8 +124,6 @@ class InStep:
                 raise self._failure
 
     @staticmethod
-    def _exchange(digest: str | None, error: Exception | None) -> list[Any]:
+    def _exchange(digest: str | None, error: Exception | None) -> list[tuple[str | None, str | None]]:
         text = None if error is None else f"{type(error).__name__}: {error}"
-        found: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, (digest, text))
-        return found
+        return everyone((digest, text), distributed.get_world_size())

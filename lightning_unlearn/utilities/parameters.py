@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.types import LayerInfo, ModelSignature, WeightChange
 from lightning_unlearn.utilities.distributed import on_first_process
-from lightning_unlearn.utilities.whole_weights import is_sharded, whole_tensors
+from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, whole_tensors
 
 __all__ = [
     "apply_change",
@@ -38,21 +38,27 @@ def float_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
 
 
-def gathered_weights(module: nn.Module, root: nn.Module | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and float buffers, whole: the module's own, or gathered on the first process where it is sharded.
+def gathered_weights(module: nn.Module, root: nn.Module | None = None) -> WholeWeights:
+    """Parameters and buffers, whole: the module's own, or gathered on the first process where it is sharded.
 
-    There the other processes get tensors on the `meta` device, names are the user's, and every process must call this.
-    Arguments are those of `whole_tensors`.
+    There the other processes get tensors on the `meta` device, names are without what wrappers put into them, and every
+    process must call this. Arguments are those of `whole_tensors`.
     """
     if is_sharded(module, root):
-        weights = whole_tensors(module, everywhere=False, root=root)
-        return weights.parameters, weights.buffers
-    return dict(module.named_parameters()), float_buffers(module)
+        return whole_tensors(module, everywhere=False, root=root)
+    parameters: dict[str, Tensor] = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    floating = float_buffers(module)
+    return WholeWeights(
+        parameters,
+        floating,
+        {name: buffer for name, buffer in module.named_buffers() if name not in floating},
+        frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad),
+    )
 
 
 def of_whole(module: nn.Module, function: Callable[[dict[str, Tensor]], T], root: nn.Module | None = None) -> T:
     """What `function` says of a module's whole parameters; under sharding the first process asks it for all of them."""
-    parameters, _ = gathered_weights(module, root)
+    parameters = gathered_weights(module, root).parameters
     return on_first_process(lambda: function(parameters)) if is_sharded(module, root) else function(parameters)
 
 
@@ -64,7 +70,8 @@ def model_signature(module: nn.Module, root: nn.Module | None = None) -> ModelSi
     >>> [layer.name for layer in model_signature(nn.Linear(2, 1)).layers]
     ['weight', 'bias']
     """
-    return signature_of(*gathered_weights(module, root))
+    weights = gathered_weights(module, root)
+    return signature_of(weights.parameters, weights.buffers)
 
 
 def signature_of(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> ModelSignature:

@@ -1,4 +1,4 @@
-"""Whole tensors put into a module: one that is there, or one that was copied without its weights.
+"""Whole tensors put into a module that was copied without its weights.
 
 A sharded module can neither be copied nor put together again. So what it is made of is copied before it is sharded,
 without the memory of its weights, and filled with the whole weights afterwards.
@@ -13,11 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected, shorten
-from lightning_unlearn.utilities.whole_weights import WholeWeights, is_sharded, named_buffers, named_parameters
+from lightning_unlearn.utilities.whole_weights import WholeWeights, named_buffers, named_parameters
 
-__all__ = ["check_fits", "filled", "load_whole", "skeleton_of"]
+__all__ = ["filled", "skeleton_of"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,7 +61,7 @@ def filled(skeleton: M, weights: WholeWeights) -> M:
     True
     """
     parameters, buffers = named_parameters(skeleton), named_buffers(skeleton)
-    given = check_fits(weights, parameters | buffers)
+    given = _check_fits(weights, parameters | buffers)
     memo: dict[int, object] = {
         id(one): nn.Parameter(given[name], one.requires_grad) for name, one in parameters.items()
     }
@@ -70,34 +69,7 @@ def filled(skeleton: M, weights: WholeWeights) -> M:
     return copy.deepcopy(skeleton, memo)
 
 
-@torch.no_grad()
-def load_whole(module: nn.Module, weights: WholeWeights) -> None:
-    """Copy whole tensors into a plain module, in place; devices and dtypes stay the module's.
-
-    Args:
-        module: Not sharded, with the same names and shapes.
-        weights: What `whole_tensors` gave on this process.
-
-    Raises:
-        UnsupportedStrategyError: the module is sharded.
-        ValueError: names or shapes differ, or the tensors are another process' (on the `meta` device); nothing was
-            changed.
-
-    >>> from lightning_unlearn.utilities.whole_weights import whole_tensors
-    >>> a, b = nn.Linear(2, 1), nn.Linear(2, 1)
-    >>> load_whole(b, whole_tensors(a))
-    >>> torch.equal(a.weight, b.weight)
-    True
-    """
-    if is_sharded(module):
-        raise UnsupportedStrategyError(expected("module", "a module that is not sharded", type(module).__name__))
-    targets: dict[str, Tensor] = {**named_parameters(module), **named_buffers(module)}
-    given = check_fits(weights, targets)
-    for name, target in targets.items():
-        target.copy_(given[name])
-
-
-def check_fits(weights: WholeWeights, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _check_fits(weights: WholeWeights, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Check that whole tensors have the names and shapes of a module's parameters and buffers.
 
     Returns:

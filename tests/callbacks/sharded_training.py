@@ -105,3 +105,10 @@ def train(
     fitted = trainer_of(kind, processes, strategy, callbacks=[*recorders, *callbacks], **(trainer or {}))
     fitted.fit(module, data_of(kind, processes), ckpt_path=resume)
     return {name: one.clone() for name, one in whole_tensors(module).parameters.items()}
+
+
+def whole(delta, numel):
+    """A recorded change of a layer with so many entries, with its zeros."""
+    values = torch.zeros(numel)
+    values[slice(None) if delta.indices is None else delta.indices.long()] = delta.values
+    return values

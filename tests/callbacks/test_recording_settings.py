@@ -3,9 +3,9 @@
 import pytest
 from torch import nn
 
-from lightning_unlearn.callbacks.recording_session import recorded_weights
 from lightning_unlearn.callbacks.recording_settings import RequestedSettings, keep_settings, trainable_share
 from lightning_unlearn.types import RecordingSettings
+from lightning_unlearn.utilities.parameters import gathered_weights
 
 
 def requested(keep=None, value_dtype=None):
@@ -51,7 +51,7 @@ def test_what_is_left_open_is_taken_from_the_store_that_is_continued():
 
 
 def share_of(module):
-    weights = recorded_weights(module)
+    weights = gathered_weights(module)
     return trainable_share(weights.parameters, weights.trainable)
 
 

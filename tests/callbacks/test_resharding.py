@@ -1,6 +1,5 @@
 """A store that A processes recorded is read and applied by B: the steps of one process, and its edit bit for bit."""
 
-import contextlib
 import warnings
 
 import pytest
@@ -10,8 +9,7 @@ from lightning_unlearn.deltas.in_place import subtract_plan
 from lightning_unlearn.deltas.request import DeletionRequest
 from lightning_unlearn.store.delta_store import DeltaStore
 from lightning_unlearn.utilities.whole_weights import whole_tensors
-from tests.callbacks.sharded_training import DENSE, STEPS, Cut, data_of, replicas_of, train, trainer_of
-from tests.helpers.distributed import GlooPool
+from tests.callbacks.sharded_training import DENSE, STEPS, Cut, data_of, replicas_of, train, trainer_of, whole
 
 IDS = [2, 9, 17]
 
@@ -39,25 +37,16 @@ def forget(kind, processes, url, weights):
     return module.edited
 
 
-@contextlib.contextmanager
-def pool_of(processes, gloo_pool):
-    """Runs a function on so many processes; in this one where it is one."""
-    if processes == 1:
-        yield lambda function, *args, **kwargs: [function(*args, **kwargs)]
-    elif processes == 2:
-        yield gloo_pool.run
-    else:
-        pool = GlooPool(processes)
-        try:
-            yield pool.run
-        finally:
-            pool.close()
+@pytest.fixture
+def runner(request):
+    """Gives what runs a function on so many processes; in this one where it is one."""
 
+    def of(processes):
+        if processes == 1:
+            return lambda function, *args, **kwargs: [function(*args, **kwargs)]
+        return request.getfixturevalue("gloo_pool" if processes == 2 else "four_processes").run
 
-def whole(delta, numel):
-    values = torch.zeros(numel)
-    values[slice(None) if delta.indices is None else delta.indices.long()] = delta.values
-    return values
+    return of
 
 
 CASES = [(1, 2, "fsdp2"), (2, 1, "fsdp2"), (1, 2, "fsdp1"), (2, 1, "ddp")]
@@ -70,12 +59,11 @@ MORE = [
 @pytest.mark.parametrize(
     ("recorded_by", "applied_by", "kind"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 )
-def test_one_number_of_processes_applies_what_another_recorded(gloo_pool, tmp_path, recorded_by, applied_by, kind):
+def test_one_number_of_processes_applies_what_another_recorded(runner, tmp_path, recorded_by, applied_by, kind):
     alone = "alone8" if replicas_of(kind, 4) < 4 else "alone"
     recording = alone if recorded_by == 1 else "tensor" if (kind, recorded_by) == ("grid", 2) else kind
     url, reference = str(tmp_path / "store"), str(tmp_path / "reference")
-    with pool_of(recorded_by, gloo_pool) as run:
-        weights, *_ = run(train, recording, url, recorded_by, **DENSE)
+    weights, *_ = runner(recorded_by)(train, recording, url, recorded_by, **DENSE)
     train(alone, reference, 1, **DENSE)
     store, one = DeltaStore.open(url), DeltaStore.open(reference)
     assert (store.world_size, store.n_steps) == (recorded_by, STEPS)
@@ -94,7 +82,6 @@ def test_one_number_of_processes_applies_what_another_recorded(gloo_pool, tmp_pa
             for name, delta in store.read(step).items():
                 wanted[name] -= whole(delta, wanted[name].numel()).view(wanted[name].shape)
     applying = alone if applied_by == 1 else kind
-    with pool_of(applied_by, gloo_pool) as run:
-        for edited in run(forget, applying, applied_by, url, weights):
-            assert edited.keys() == weights.keys()
-            assert all(torch.equal(edited[name], wanted[name].float()) for name in weights)
+    for edited in runner(applied_by)(forget, applying, applied_by, url, weights):
+        assert edited.keys() == weights.keys()
+        assert all(torch.equal(edited[name], wanted[name].float()) for name in weights)

@@ -26,7 +26,7 @@ def test_measure_rates(tmp_path, monkeypatch):
         assert found == pytest.approx(1e-3 / entries)
     assert rates.encode_whole["int8"] == pytest.approx(1e-3 / (1 << 16))
     assert rates.encode_kept["int8"] == pytest.approx(1e-3 / (4 * -(-(1 << 16) * 4 // 100)), rel=1e-3)
-    assert rates.histogram_entry == pytest.approx(1e-3 / (1 << 16))
+    assert rates.shard_entry == pytest.approx(1e-3 / (1 << 16))
     assert rates.publish_file == pytest.approx(1e-3)
     assert set(rates.encode_kept) == set(DEFAULT_RATES.encode_kept)
 
