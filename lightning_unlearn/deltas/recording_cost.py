@@ -86,7 +86,7 @@ def recording_cost(
 
     Bytes are expectations for layers whose entries change at random, and an upper bound where many do not change at
     all. They were within a fifth of what was written in trainings that the constants do not come from, and seconds on a
-    CPU that nothing else used within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a
+    CPU with a core for each process within a factor of two: `docs/scaling.md`. Seconds on an accelerator, and what a
     selection over shards takes, rest on assumptions and were not checked.
 
     >>> from lightning_unlearn.types import LayerInfo, ModelSignature, RecordingSettings
