@@ -20,6 +20,8 @@ __all__ = ["filled", "skeleton_of"]
 
 M = TypeVar("M", bound=nn.Module)
 
+_BEFORE = "Make all parameters in `__init__`; `configure_model` may shard them, and no more."
+
 
 def skeleton_of(module: M) -> M:
     """A deep copy whose parameters and buffers are on the `meta` device; ties between them are kept.
@@ -80,11 +82,11 @@ def _check_fits(weights: WholeWeights, targets: Mapping[str, Tensor]) -> dict[st
     """
     given: dict[str, Tensor] = weights.parameters | weights.buffers | weights.counters
     if differing := sorted(given.keys() ^ targets.keys()):
-        raise ValueError(expected("weights", "with the names of the module's tensors", shorten(differing)))
+        raise ValueError(expected("weights", "with the names of the module's tensors", shorten(differing), _BEFORE))
     for name, target in targets.items():
         if given[name].shape != target.shape:
             rule = f"of shape {tuple(target.shape)}"
-            raise ValueError(expected(f"weights[{name!r}]", rule, tuple(given[name].shape)))
+            raise ValueError(expected(f"weights[{name!r}]", rule, tuple(given[name].shape), _BEFORE))
         if given[name].is_meta:
             remedy = "Gather them with `everywhere=True`."
             raise ValueError(expected(f"weights[{name!r}]", "on this process", "a tensor of another one", remedy))

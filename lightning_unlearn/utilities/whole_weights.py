@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.exceptions import UnsupportedStrategyError
 from lightning_unlearn.utilities.checks import expected, shorten
+from lightning_unlearn.utilities.distributed import on_first_process
 from lightning_unlearn.utilities.sharded import local_part
 
 __all__ = [
@@ -96,12 +97,10 @@ def share_buffers(module: nn.Module) -> None:
 
     >>> share_buffers(nn.BatchNorm1d(1))
     """
-    if not distributed.is_initialized():  # spawned processes have ended, and this one has the first one's already
-        return
     buffers = dict(module.named_buffers())
-    shared = [[buffer.detach().cpu() for buffer in buffers.values()]]
-    distributed.broadcast_object_list(shared, src=0)
-    for buffer, value in zip(buffers.values(), shared[0], strict=True):
+    # Where processes were spawned they have ended, and this one has the first one's already.
+    values = on_first_process(lambda: [buffer.detach().cpu() for buffer in buffers.values()])
+    for buffer, value in zip(buffers.values(), values, strict=True):
         buffer.copy_(value)
 
 
@@ -232,11 +231,7 @@ def _gathered(module: nn.Module, root: nn.Module, tensors: Mapping[str, Tensor],
         if name not in found and isinstance(one, DTensor):
             found[name] = _copied(_whole(one), keep)
     others = {name: _copied(one, keep) for name, one in tensors.items() if name not in found}
-    if everywhere and others:
-        shared = [list(others.values())]
-        distributed.broadcast_object_list(shared, src=0)
-        others = dict(zip(others, shared[0], strict=True))
-    return found | others
+    return found | (on_first_process(lambda: others) if everywhere and others else others)
 
 
 def _whole(tensor: Tensor) -> Tensor:
